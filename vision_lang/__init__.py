@@ -1,0 +1,1 @@
+"""vision_lang: images become words and words become images, in JAX."""

@@ -1,0 +1,32 @@
+"""Errors that a user can act on: one sentence that says what is wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """Wrong input (a config value, a file, a prompt). Commands print its sentence and exit with 2."""
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest known name, or the list of known names."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    if close:
+        return f" Did you mean '{close[0]}'?"
+    return f" Known: {', '.join(sorted(known))}."
+
+
+def choose(table: Mapping[str, T], name: str, what: str) -> T:
+    """Returns `table[name]`.
+
+    Raises:
+      InputError: `name` is not in the table; the message names the nearest entry.
+    """
+    if name not in table:
+        raise InputError(f"Unknown {what} '{name}'.{suggestion(name, list(table))}")
+    return table[name]
