@@ -1,0 +1,1 @@
+"""Networks: known architectures in Flax linen, sized by tables."""

@@ -1,0 +1,134 @@
+"""Layers that several networks share.
+
+Shapes: B batch, N tokens of the query, M tokens of the context, D width, H heads, K width of a head.
+Everything that is sensitive to rounding (norms, softmax, time embeddings) is computed in float32,
+whatever the compute dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Dtype = jnp.dtype
+ONE_HOT_LIMIT = 4096  # vocabularies up to this size are looked up by a matrix product
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask depends on the example, not on its place in a device's batch.
+
+    Linen's own Dropout draws one mask for the whole array, so that the masks would change with the
+    number of devices. Here each row has a key of its own (see `training/random.py`), folded with
+    the layer's path, so that no two layers share a mask.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """x: [B, ...]; keys: [B] typed PRNG keys, or None to switch dropout off."""
+        if self.rate == 0.0 or keys is None:
+            return x
+        layer = zlib.crc32("/".join(self.path).encode())
+        keep = jax.vmap(
+            lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - self.rate, x.shape[1:])
+        )(keys)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
+
+
+class Embed(nn.Module):
+    """A table look-up, [...] int32 -> [..., D].
+
+    Small vocabularies are looked up by a one-hot matrix product: the values are the same bit for
+    bit, and the gradient is a matrix product too, instead of the scatter-add that is very slow on
+    GPU in jaxlib 0.10.2 to 0.11.0.
+    """
+
+    vocab_size: int
+    width: int
+    init_std: float = 0.02
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        init = nn.initializers.normal(self.init_std)
+        table = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
+        table = table.astype(self.dtype)
+        if self.vocab_size > ONE_HOT_LIMIT:
+            return jnp.take(table, ids, axis=0)
+        one_hot = jax.nn.one_hot(ids, self.vocab_size, dtype=self.dtype)
+        return jnp.dot(one_hot, table, precision=jax.lax.Precision.HIGHEST)
+
+
+def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:
+    """LayerNorm in float32 with a two-pass variance, as the reference libraries compute it."""
+    return nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+def group_norm(groups: int, epsilon: float, name: str) -> nn.GroupNorm:
+    """GroupNorm in float32 with a two-pass variance."""
+    return nn.GroupNorm(
+        num_groups=groups, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+def attend(
+    query: jax.Array,  # [B, N, D]
+    key: jax.Array,  # [B, M, D]
+    value: jax.Array,  # [B, M, D]
+    heads: int,
+    *,
+    mask: jax.Array | None = None,  # [B, M] or [B, 1, N, M] bool, True = may be attended
+    causal: bool = False,
+    fused: bool = False,
+) -> jax.Array:  # [B, N, D]
+    """Scaled dot-product attention with `heads` heads (Vaswani et al. 2017, eq. 1).
+
+    `fused` asks for cuDNN's kernel, which holds no [N, M] array; it wants a GPU and 16-bit inputs.
+    """
+    batch, _, width = query.shape
+    split = lambda x: x.reshape(batch, x.shape[1], heads, width // heads)  # noqa: E731
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None, :]
+    out = jax.nn.dot_product_attention(
+        split(query),
+        split(key),
+        split(value),
+        mask=mask,
+        is_causal=causal,
+        implementation="cudnn" if fused else "xla",
+    )
+    return out.reshape(query.shape)
+
+
+def timestep_embedding(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
+    """Sinusoidal embedding [B] -> [B, width], cosines first (Ho et al. 2020; Stable Diffusion's order).
+
+    The frequencies are made on the host in float64: at t near 1000 their float32 rounding would be
+    seen in the embedding.
+    """
+    half = width // 2
+    frequencies = np.exp(-math.log(max_period) * np.arange(half, dtype=np.float64) / half)
+    angles = t.astype(jnp.float32)[:, None] * jnp.asarray(frequencies, jnp.float32)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p*p*C]: a patch of pixels becomes channels; nothing is lost."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
+
+
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `space_to_depth`."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, patch, patch, channels // patch**2)
+    x = x.transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * patch, width * patch, channels // patch**2)

@@ -1,0 +1,123 @@
+"""CLIP's text tower (Radford et al. 2021): a causal pre-norm transformer.
+
+Shapes: B batch, L text length, D width, V vocabulary. The names of the sub-modules follow
+transformers' `CLIPTextModel`: `encoder.layers.3.self_attn.q_proj` is `layers_3/self_attn/q_proj`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vision_lang.errors import choose
+from vision_lang.models.layers import Dropout, Embed, attend, layer_norm
+
+Dtype = jnp.dtype
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The sigmoid approximation of GELU that OpenAI's CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Sizes of a text encoder. `embedding_std` is the deviation of both embedding tables at init."""
+
+    width: int
+    layers: int
+    heads: int
+    activation: str = "quick_gelu"
+    mlp_ratio: int = 4
+    dropout: float = 0.0
+    embedding_std: float = 0.02
+
+
+TEXT_ENCODERS = {
+    "tiny": TextSpec(width=16, layers=1, heads=2, embedding_std=0.5),
+    # Trained from nothing on short captions: at 0.02 the tables are far smaller than what the
+    # first layer norm expects, and the words stay indistinct for the first thousands of steps.
+    "small": TextSpec(width=128, layers=4, heads=4, embedding_std=0.5),
+    "clip_l14": TextSpec(width=768, layers=12, heads=12),
+    "openclip_h14": TextSpec(width=1024, layers=23, heads=16, activation="gelu"),
+}
+
+
+class SelfAttention(nn.Module):
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, causal: bool) -> jax.Array:
+        dense = lambda name: nn.Dense(x.shape[-1], dtype=self.dtype, name=name)  # noqa: E731
+        q, k, v = (dense(name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+        return dense("out_proj")(attend(q, k, v, self.heads, mask=mask, causal=causal))
+
+
+class Block(nn.Module):
+    """One pre-norm transformer layer, [B, L, D] -> [B, L, D]."""
+
+    spec: TextSpec
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> jax.Array:
+        spec = self.spec
+        h = layer_norm(1e-5, "layer_norm1")(x).astype(self.dtype)
+        h = SelfAttention(spec.heads, self.dtype, name="self_attn")(h, mask, causal=True)
+        x = x + Dropout(spec.dropout, name="drop1")(h, keys)
+        h = layer_norm(1e-5, "layer_norm2")(x).astype(self.dtype)
+        h = nn.Dense(spec.width * spec.mlp_ratio, dtype=self.dtype, name="fc1")(h)
+        h = choose(ACTIVATIONS, spec.activation, "activation")(h)
+        h = nn.Dense(spec.width, dtype=self.dtype, name="fc2")(h)
+        return x + Dropout(spec.dropout, name="drop2")(h, keys)
+
+
+class TextEncoder(nn.Module):
+    """Token ids -> one vector per token.
+
+    Attributes:
+      spec: the sizes, a row of `TEXT_ENCODERS`.
+      vocab_size, max_length: rows of the token and position tables.
+      dtype: compute dtype; parameters are float32.
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+
+    spec: TextSpec
+    vocab_size: int
+    max_length: int
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: jax.Array,  # [B, L] int32
+        mask: jax.Array | None = None,  # [B, L] bool, or None: every position is attended
+        keys: jax.Array | None = None,  # [B] dropout keys
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the last hidden state [B, L, D] after the final norm, and the intermediates
+        `hidden_0` (embeddings) ... `hidden_N` (before the final norm), each [B, L, D].
+
+        The attention is causal, so that padding behind a text never reaches its tokens; `mask`
+        only keeps the padding itself from attending padding.
+        """
+        spec, length = self.spec, tokens.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"{length} tokens, but the encoder has {self.max_length} positions")
+        embed = Embed(self.vocab_size, spec.width, spec.embedding_std, name="token_embedding")
+        positions = Embed(self.max_length, spec.width, spec.embedding_std, name="position_embedding")
+        x = (embed(tokens) + positions(jnp.arange(length))).astype(self.dtype)
+        intermediates = {"hidden_0": x}
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(spec.layers):
+            x = block(spec, self.dtype, name=f"layers_{i}")(x, mask, keys)
+            intermediates[f"hidden_{i + 1}"] = x
+        x = layer_norm(1e-5, "final_layer_norm")(x).astype(self.dtype)
+        return x, intermediates

@@ -1,0 +1,283 @@
+"""Stable Diffusion's conditional U-Net (Rombach et al. 2022), as in diffusers' UNet2DConditionModel.
+
+Shapes: B batch, H W height and width, C channels, N = H*W tokens, L text length, D context width,
+E width of the time embedding. Images are NHWC. The names of the sub-modules follow diffusers:
+`down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q` is
+`down_blocks_0/attentions_1/transformer_blocks_0/attn2/to_q`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vision_lang.models.layers import Dropout, attend, group_norm, layer_norm, timestep_embedding
+
+Dtype = jnp.dtype
+
+
+@dataclass(frozen=True)
+class UNetSpec:
+    """Sizes of a U-Net; one entry per resolution level, finest first.
+
+    Attributes:
+      widths: channels of each level (`block_out_channels`).
+      depth: transformer layers of each attention; 0 = a level without attention.
+      heads: attention heads of each level. The configs of Stable Diffusion 1.x call this number
+        `attention_head_dim`.
+      layers: residual blocks of each level on the way down; one more on the way up.
+      groups: groups of the group norms.
+      linear_projection: tokens enter and leave a transformer by a dense layer (2.x) instead of a
+        1x1 convolution (1.x).
+      dropout: in the residual blocks, behind the second norm.
+      zero_init: residual branches and the output start at zero. Only training from nothing cares.
+    """
+
+    widths: tuple[int, ...]
+    depth: tuple[int, ...]
+    heads: tuple[int, ...]
+    layers: int = 2
+    groups: int = 32
+    linear_projection: bool = False
+    dropout: float = 0.0
+    zero_init: bool = True
+
+
+UNETS = {
+    "tiny": UNetSpec((8, 16), depth=(0, 1), heads=(1, 2), layers=1, groups=4),
+    "small": UNetSpec((64, 128), depth=(0, 1), heads=(2, 4), layers=1, groups=16),
+    "sd15": UNetSpec((320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(8, 8, 8, 8)),
+    "sd21": UNetSpec(
+        (320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(5, 10, 20, 20), linear_projection=True
+    ),
+}
+
+
+def _last_kernel_init(spec: UNetSpec):
+    return nn.initializers.zeros if spec.zero_init else nn.initializers.lecun_normal()
+
+
+class TimestepMLP(nn.Module):
+    """Sinusoidal embedding -> [B, E]."""
+
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        h = nn.Dense(self.width, dtype=self.dtype, name="linear_1")(embedding.astype(self.dtype))
+        return nn.Dense(self.width, dtype=self.dtype, name="linear_2")(nn.silu(h))
+
+
+class ResnetBlock(nn.Module):
+    """Two 3x3 convolutions around the time embedding, [B, H, W, C_in] -> [B, H, W, width]."""
+
+    spec: UNetSpec
+    width: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, time: jax.Array, keys: jax.Array | None) -> jax.Array:
+        spec = self.spec
+        h = nn.silu(group_norm(spec.groups, 1e-5, "norm1")(x)).astype(self.dtype)
+        h = nn.Conv(self.width, (3, 3), padding=1, dtype=self.dtype, name="conv1")(h)
+        h += nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))[:, None, None]
+        h = nn.silu(group_norm(spec.groups, 1e-5, "norm2")(h)).astype(self.dtype)
+        h = Dropout(spec.dropout, name="dropout")(h, keys)
+        h = nn.Conv(
+            self.width, (3, 3), padding=1, dtype=self.dtype, kernel_init=_last_kernel_init(spec), name="conv2"
+        )(h)
+        if x.shape[-1] != self.width:
+            x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """Attention of tokens [B, N, C] over a context [B, M, D] (or over themselves)."""
+
+    heads: int
+    dtype: Dtype
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        dense = lambda name: nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
+        q, k, v = dense("to_q")(x), dense("to_k")(context), dense("to_v")(context)
+        out = attend(q, k, v, self.heads, mask=mask, fused=self.fused)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="to_out_0")(out)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention, feed-forward with GEGLU (Shazeer 2020); pre-norm."""
+
+    heads: int
+    dtype: Dtype
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
+        width = x.shape[-1]
+        norm = lambda name: layer_norm(1e-5, name)(x).astype(self.dtype)  # noqa: E731
+        h = norm("norm1")
+        x = x + Attention(self.heads, self.dtype, self.fused, name="attn1")(h, h)
+        x = x + Attention(self.heads, self.dtype, self.fused, name="attn2")(norm("norm2"), context, mask)
+        value, gate = jnp.split(nn.Dense(8 * width, dtype=self.dtype, name="ff_net_0_proj")(norm("norm3")), 2, -1)
+        h = value * jax.nn.gelu(gate, approximate=False)
+        return x + nn.Dense(width, dtype=self.dtype, name="ff_net_2")(h)
+
+
+class Transformer(nn.Module):
+    """`depth` transformer blocks over the pixels of a feature map, residual around them all."""
+
+    spec: UNetSpec
+    depth: int
+    heads: int
+    dtype: Dtype
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None) -> jax.Array:
+        batch, height, width, channels = x.shape
+        # A 1x1 convolution is a dense layer on pixels; only the published kernel shapes differ.
+        project = lambda name, **kw: (  # noqa: E731
+            nn.Dense(channels, dtype=self.dtype, name=name, **kw)
+            if self.spec.linear_projection
+            else nn.Conv(channels, (1, 1), dtype=self.dtype, name=name, **kw)
+        )
+        h = group_norm(self.spec.groups, 1e-6, "norm")(x).astype(self.dtype)
+        h = project("proj_in")(h).reshape(batch, height * width, channels)
+        for i in range(self.depth):
+            h = TransformerBlock(self.heads, self.dtype, self.fused, name=f"transformer_blocks_{i}")(
+                h, context, mask
+            )
+        h = h.reshape(batch, height, width, channels)
+        return x + project("proj_out", kernel_init=_last_kernel_init(self.spec))(h)
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, each followed by a transformer where depth > 0.
+
+    On the way down it returns every block's output; on the way up it takes the skips of the
+    mirrored level, last first.
+    """
+
+    spec: UNetSpec
+    level: int
+    layers: int
+    dtype: Dtype
+    fused: bool = False
+    downsample: bool = False
+    upsample_to: tuple[int, int] | None = None  # the size of the skip that comes next
+
+    @nn.compact
+    def __call__(self, x, time, context, mask, keys, skips=None):
+        spec, outputs = self.spec, []
+        width, depth, heads = (row[self.level] for row in (spec.widths, spec.depth, spec.heads))
+        for i in range(self.layers):
+            if skips is not None:
+                x = jnp.concatenate([x, skips[-1 - i]], axis=-1)
+            x = ResnetBlock(spec, width, self.dtype, name=f"resnets_{i}")(x, time, keys)
+            if depth:
+                x = Transformer(spec, depth, heads, self.dtype, self.fused, name=f"attentions_{i}")(
+                    x, context, mask
+                )
+            outputs.append(x)
+        if self.downsample:
+            x = nn.Conv(width, (3, 3), strides=2, padding=1, dtype=self.dtype, name="downsamplers_0_conv")(x)
+            outputs.append(x)
+        if self.upsample_to:  # not simply twice the size: odd sizes were rounded up on the way down
+            x = jax.image.resize(x, (x.shape[0], *self.upsample_to, x.shape[3]), "nearest")
+            x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name="upsamplers_0_conv")(x)
+        return x, outputs
+
+
+class MidBlock(nn.Module):
+    """Residual block, transformer, residual block at the coarsest resolution."""
+
+    spec: UNetSpec
+    dtype: Dtype
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, x, time, context, mask, keys):
+        spec = self.spec
+        width, heads = spec.widths[-1], spec.heads[-1]
+        x = ResnetBlock(spec, width, self.dtype, name="resnets_0")(x, time, keys)
+        # diffusers gives the middle one layer even where the coarsest level has none.
+        x = Transformer(
+            spec, max(spec.depth[-1], 1), heads, self.dtype, self.fused, name="attentions_0"
+        )(x, context, mask)
+        return ResnetBlock(spec, width, self.dtype, name="resnets_1")(x, time, keys)
+
+
+class UNet(nn.Module):
+    """Noisy images, times and a text -> the network's prediction, the shape of the images.
+
+    Attributes:
+      spec: the sizes, a row of `UNETS`.
+      out_channels: channels of the prediction.
+      num_classes: rows of the class table, whose row is added to the time embedding (the last row
+        is the null class by convention of the task); 0 = no class condition.
+      dtype: compute dtype; parameters are float32.
+      remat: recompute each level in the backward pass instead of keeping its activations.
+      fused: cuDNN's attention kernel.
+    """
+
+    spec: UNetSpec
+    out_channels: int
+    num_classes: int = 0
+    dtype: Dtype = jnp.float32
+    remat: bool = False
+    fused: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,  # [B, H, W, C]
+        time: jax.Array,  # [B], the scale the schedule's `network_time` gives
+        context: jax.Array,  # [B, L, D]
+        mask: jax.Array | None = None,  # [B, L] bool; None: every position is attended
+        label: jax.Array | None = None,  # [B] int32
+        keys: jax.Array | None = None,  # [B] dropout keys
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the prediction [B, H, W, out_channels] in float32, and the intermediates
+        `down_i`, `mid`, `up_i` (feature maps, NHWC) and `time` [B, E]."""
+        spec, levels = self.spec, len(self.spec.widths)
+        level = nn.remat(Level) if self.remat else Level
+        kwargs = {"spec": spec, "dtype": self.dtype, "fused": self.fused}
+
+        embedding = timestep_embedding(time, spec.widths[0])
+        emb = TimestepMLP(4 * spec.widths[0], self.dtype, name="time_embedding")(embedding)
+        if self.num_classes:
+            table = nn.Embed(self.num_classes, 4 * spec.widths[0], dtype=self.dtype, name="class_embedding")
+            emb = emb + table(label)
+
+        context = context.astype(self.dtype)
+        x = nn.Conv(spec.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        skips, out = [x], {"time": emb}
+        for i in range(levels):
+            down = level(
+                level=i, layers=spec.layers, downsample=i < levels - 1, name=f"down_blocks_{i}", **kwargs
+            )
+            x, outputs = down(x, emb, context, mask, keys)
+            skips += outputs
+            out[f"down_{i}"] = x
+        x = MidBlock(spec, self.dtype, self.fused, name="mid_block")(x, emb, context, mask, keys)
+        out["mid"] = x
+        for i, lvl in enumerate(reversed(range(levels))):
+            used, skips = skips[-(spec.layers + 1) :], skips[: -(spec.layers + 1)]
+            size = skips[-1].shape[1:3] if lvl else None
+            up = level(
+                level=lvl, layers=spec.layers + 1, upsample_to=size, name=f"up_blocks_{i}", **kwargs
+            )
+            x, _ = up(x, emb, context, mask, keys, used)
+            out[f"up_{i}"] = x
+        x = nn.silu(group_norm(spec.groups, 1e-5, "conv_norm_out")(x)).astype(self.dtype)
+        x = nn.Conv(
+            self.out_channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=_last_kernel_init(spec),
+            name="conv_out",
+        )(x)
+        return x.astype(jnp.float32), out
