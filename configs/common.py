@@ -1,0 +1,128 @@
+"""What every config shares: the common fields, and the argument behind the colon.
+
+A config file is a plain function, called as `configs/x.py:key=value,flag=true`:
+
+    from configs import common
+
+    def get_config(arg=""):
+        arg = common.parse_arg(arg, tiny=False, data="shapes")
+        config = common.base()
+        config.steps = 20 if arg.tiny else 3_000
+        return config
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vision_lang.errors import InputError, suggestion
+
+
+def base() -> ConfigDict:
+    """Returns the fields that all configs have, with their defaults (unlocked)."""
+    config = ConfigDict()
+    config.seed = 0  # all that is random is a function of (seed, purpose, step, example)
+    config.steps = 1_000  # optimizer steps in the whole run
+    config.batch_size = 32  # examples per optimizer step, over all devices
+    config.accumulate = 1  # a step's batch is computed in this many equal parts
+    config.log_every = 50  # steps between two logged averages
+    config.eval_every = 500  # steps between two evaluations; 0: only at the end
+    config.save_every = 500  # steps between two checkpoints; 0: only at the end
+    config.keep = 2  # the latest checkpoints that stay
+    config.keep_period = 0  # every checkpoint at a multiple of this stays; 0: none
+    config.keep_best = ""  # "metric:min" or "metric:max": the best one stays too; "": none
+    config.workers = 0  # processes that read data; 0: in the main process
+    config.deterministic = False  # XLA's bitwise repeatable kernels on GPU (slower)
+    config.require_accelerator = False  # stop where JAX finds only the CPU
+    config.parallel = "pmap"  # how a step is mapped over devices
+    config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
+    config.profile = ""  # "first:last" steps to trace for TensorBoard's profiler; "": none
+    config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]" to start from
+
+    data = config.data = ConfigDict()
+    data.name = "shapes"  # "shapes", "folder", "idx", a preset or any TFDS name
+    data.path = ""  # a folder, a zip or a prepared directory, where the name wants one
+    data.dir = "data"  # where prepared copies of data sets are kept
+    data.resolution = 32  # pixels of the square image that the model sees
+    data.image_key = ""  # feature holding the image; "": the preset's
+    data.text_key = ""  # feature holding the caption; "": the preset's
+    data.label_key = ""  # feature holding the class; "": the preset's
+    data.text_length = 32  # tokens per caption, with start and end
+    data.tokenizer = ""  # a tokenizer.json; "": trained on the training captions
+    data.vocab_size = 1_000  # at most this many tokens where the tokenizer is trained
+    data.flip = False  # horizontal flips (never for captions that say left or right)
+    data.crop = "resize"  # how an image becomes square: "resize", "random_resized_crop", ...
+    data.background = (255, 255, 255)  # RGB 0..255 behind transparent pixels
+    return config
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:
+    """Returns `defaults` with what `arg` sets, as a locked ConfigDict.
+
+    Args:
+      arg: "key=value,flag=true"; "" or None leaves the defaults. A bool may stand alone ("tiny").
+        Commas inside brackets belong to a value: "widths=(8,16)".
+      **defaults: the known keys; the type of a default (bool, int, float, str, tuple) is the
+        type that its value must have.
+
+    Raises:
+      InputError: an unknown key (with a suggestion), a key given twice, a wrong type, an entry
+        that is empty or has no value.
+    """
+    values = dict(defaults)
+    seen = set()
+    for entry in _split(arg or ""):
+        key, equals, text = (part.strip() for part in entry.partition("="))
+        if key not in defaults:
+            raise InputError(
+                f"Unknown config argument '{key}' in ':{arg}'.{suggestion(key, list(defaults))}"
+            )
+        if key in seen:
+            raise InputError(f"Config argument '{key}' is given twice in ':{arg}'.")
+        seen.add(key)
+        if not equals and not isinstance(defaults[key], bool):
+            raise InputError(f"Config argument '{key}' has no value; write '{key}=...'.")
+        values[key] = _typed(key, text if equals else "true", defaults[key])
+    return ConfigDict(values).lock()
+
+
+def _split(arg: str) -> list[str]:
+    """Splits at the commas outside of brackets."""
+    if not arg.strip():
+        return []
+    entries, depth = [""], 0
+    for char in arg:
+        depth += (char in "([") - (char in ")]")
+        if char == "," and depth == 0:
+            entries.append("")
+        else:
+            entries[-1] += char
+    if any(not entry.strip() for entry in entries):
+        raise InputError(
+            f"Config argument ':{arg}' has an empty entry; write ':key=value,key=value'."
+        )
+    return entries
+
+
+def _typed(key: str, text: str, default: Any) -> Any:
+    """Reads `text` as the type of `default`."""
+    kind = type(default)
+    if kind is str:
+        return text
+    if kind is bool:
+        if text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        raise InputError(f"Config argument '{key}={text}': true or false is wanted.")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        names = {int: "a whole number", float: "a number", tuple: "a tuple such as (1,2)"}
+        raise InputError(f"Config argument '{key}={text}': {names[kind]} is wanted.")
+    return value

@@ -1,0 +1,177 @@
+"""The run folder: where each file of a run lies, and how a run is made and found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from typing import Any
+
+from etils import epath
+
+from vision_lang.errors import InputError
+from vision_lang.runs import config as config_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run. TensorBoard's event files lie in the root, so that
+    `tensorboard --logdir runs` shows each run under its folder's own name."""
+
+    root: epath.Path
+
+    @property
+    def config(self) -> epath.Path:
+        return self.root / "config.json"
+
+    @property
+    def provenance(self) -> epath.Path:
+        return self.root / "provenance.json"
+
+    @property
+    def metrics(self) -> epath.Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tokenizer(self) -> epath.Path:
+        return self.root / "tokenizer.json"
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.root / "checkpoints"
+
+    @property
+    def samples(self) -> epath.Path:
+        return self.root / "samples"
+
+    @property
+    def results(self) -> epath.Path:
+        return self.root / "results.json"
+
+    @property
+    def final(self) -> epath.Path:
+        return self.root / "final.json"
+
+    def read_config(self) -> Any:
+        """Returns the stored config (a locked ConfigDict)."""
+        return config_lib.from_json(self.config.read_text())
+
+
+def create(workdir: str, task: str) -> RunFolder:
+    """Makes a new run folder: `workdir`, or a fresh `runs/<task>-<time>` where it is ''.
+
+    Raises:
+      InputError: `workdir` holds a run already, or something that is no run.
+    """
+    if workdir:
+        root = epath.Path(workdir)
+        if (root / "config.json").exists():
+            raise InputError(
+                f"'{workdir}' already holds a run. Resume it with --workdir={workdir} alone, or "
+                "name another folder."
+            )
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            raise InputError(f"'{workdir}' exists and is not an empty folder; name another one.")
+        root.mkdir(parents=True, exist_ok=True)
+    else:
+        root = _fresh(task)
+    run = RunFolder(root)
+    run.samples.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def open(path: str, checkpoint: bool = False) -> RunFolder:
+    """Returns the run that lies at `path`.
+
+    Args:
+      path: a folder that `create` made and training has begun in.
+      checkpoint: ask for at least one finished checkpoint.
+
+    Raises:
+      InputError: the folder does not exist, is no run, or lacks a checkpoint; the sentence says
+        what was found.
+    """
+    run = RunFolder(epath.Path(path))
+    if not run.root.exists():
+        raise InputError(f"Run folder '{path}' does not exist.{_runs_nearby(run.root)}")
+    if not run.config.exists():
+        found = sorted(p.name for p in run.root.iterdir())[:8] if run.root.is_dir() else ["a file"]
+        raise InputError(
+            f"'{path}' is not a run folder: it has no config.json (found: "
+            f"{', '.join(found) or 'nothing'})."
+        )
+    if checkpoint:
+        _require_checkpoint(run)
+    return run
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes a whole file so that a reader never sees half of it.
+
+    On a disk: a temporary file beside it, synced, then renamed. An object store has no atomic
+    rename but puts an object whole or not at all, so there it is written directly.
+
+    Raises:
+      InputError: the file cannot be written (full disk, no permission); says which and why.
+    """
+    path = epath.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not is_local(path):
+            path.write_text(text)
+            return
+        temporary = path.parent / f".{path.name}.tmp-{os.getpid()}"
+        try:
+            with temporary.open("w") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as e:
+        raise InputError(f"Cannot write '{path}': {e.strerror or e}.") from e
+
+
+def write_json(path: epath.Path, tree: Any) -> None:
+    """Writes `tree` as indented JSON with sorted keys, by `write_text`."""
+    write_text(path, json.dumps(tree, indent=2, sort_keys=True) + "\n")
+
+
+def is_local(path: epath.Path) -> bool:
+    """True where the path is on a file system (renames are atomic there)."""
+    return "://" not in str(path) and not str(path).startswith(("gs:/", "s3:/", "az:/"))
+
+
+def _fresh(task: str) -> epath.Path:
+    stem = f"{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for n in range(1, 1000):
+        root = epath.Path("runs") / (stem if n == 1 else f"{stem}-{n}")
+        try:
+            root.mkdir(parents=True, exist_ok=False)
+        except FileExistsError:  # two runs started within one second
+            continue
+        return root
+    raise InputError(f"No free folder name under 'runs/{stem}'.")
+
+
+def _runs_nearby(root: epath.Path) -> str:
+    if not root.parent.is_dir():
+        return ""
+    runs = sorted(p.name for p in root.parent.iterdir() if (p / "config.json").exists())
+    return f" Runs beside it: {', '.join(runs[-5:])}." if runs else ""
+
+
+def _require_checkpoint(run: RunFolder) -> None:
+    from vision_lang.runs import checkpoint  # orbax takes seconds to import
+
+    found = checkpoint.survey(run.checkpoints)
+    if any(reason == "" for reason in found.values()):
+        return
+    detail = "; ".join(f"{name}: {reason}" for name, reason in found.items())
+    raise InputError(
+        f"Run '{run.root}' has no finished checkpoint"
+        + (f" (found {detail})" if detail else " (its checkpoints folder is empty or absent)")
+        + f". Train it with --workdir={run.root}."
+    )
