@@ -1,0 +1,1 @@
+"""Diffusion as pure functions of arrays: schedules, predictions, losses' weights, samplers."""

@@ -1,0 +1,91 @@
+"""Which t each training example gets: functions of the example's own key, so that 1 and 8 devices agree.
+
+Every function is (schedule, keys [B], index [B], batch_size) -> t [B] in [t_min, t_max]. `index` is
+the example's position in the global batch and `batch_size` the global size: only stratified sampling
+uses them. Keys come from fold_in(seed, purpose, step, example).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vision_lang.diffusion.schedules import Schedule
+from vision_lang.errors import choose
+
+Array = Any
+TimeSampling = Callable[[Schedule, Array, Array, int], Array]
+
+
+def _uniform(keys: Array) -> jax.Array:
+    return jax.vmap(jax.random.uniform)(keys)  # [B] in [0, 1)
+
+
+def _normal(keys: Array) -> jax.Array:
+    return jax.vmap(jax.random.normal)(keys)  # [B]
+
+
+def _stretch(schedule: Schedule, u: Array) -> jax.Array:
+    return schedule.t_min + (schedule.t_max - schedule.t_min) * u
+
+
+def uniform() -> TimeSampling:
+    """t uniform in [t_min, t_max]."""
+
+    def draw(schedule, keys, index, batch_size):
+        return _stretch(schedule, _uniform(keys))
+
+    return draw
+
+
+def stratified() -> TimeSampling:
+    """t uniform in the example's own slice of [t_min, t_max]: example i of B gets the i-th of B slices.
+
+    Uniform over a batch whose examples come in random order, with less variance (the aim of Kingma et
+    al. 2021, appendix I.1, with one offset per example in place of a shared one).
+    """
+
+    def draw(schedule, keys, index, batch_size):
+        u = (jnp.asarray(index) + _uniform(keys)) / batch_size
+        return _stretch(schedule, jnp.clip(u, 0.0, 1.0))
+
+    return draw
+
+
+def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampling:
+    """t = sigmoid(mean + std n), n normal (Esser et al. 2024, eq. 19), clipped to [t_min, t_max].
+
+    A positive mean looks at high noise more often.
+    """
+
+    def draw(schedule, keys, index, batch_size):
+        t = jax.nn.sigmoid(mean + std * _normal(keys))
+        return jnp.clip(t, schedule.t_min, schedule.t_max)
+
+    return draw
+
+
+def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampling:
+    """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t."""
+
+    def draw(schedule, keys, index, batch_size):
+        t = schedule.t(-2.0 * (mean + std * _normal(keys)))
+        return jnp.clip(t, schedule.t_min, schedule.t_max)
+
+    return draw
+
+
+TIME_SAMPLINGS: dict[str, Callable[..., TimeSampling]] = {
+    "uniform": uniform,
+    "stratified": stratified,
+    "logit_normal": logit_normal,
+    "log_normal": log_normal,
+}
+
+
+def make_time_sampling(name: str, **parameters: float) -> TimeSampling:
+    """Returns the time sampling `name` of TIME_SAMPLINGS; an unknown name raises InputError."""
+    return choose(TIME_SAMPLINGS, name, "time sampling")(**parameters)

@@ -1,0 +1,84 @@
+"""Loss weights per noise level, as functions of log-SNR lambda.
+
+Definition: a weighting is a function W(lambda), the weight of the squared error of x0. The loss is
+taken on the network's own output o, with the weight
+
+    w(lambda) = W(lambda) (d x0 / d o)^2,    so that    w |o - target|^2 = W |x0_hat - x0|^2
+
+for every prediction type: the same weighting is the same loss, whatever the network predicts. Only
+"uniform" is defined on the output itself (w = 1), as in the papers of each prediction type.
+
+| name    | W(lambda)                                                     | source                       |
+|---------|---------------------------------------------------------------|------------------------------|
+| uniform | 1 / (d x0 / d o)^2, that is w = 1                             | Ho et al. 2020, eq. 14       |
+| min_snr | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,       | Hang et al. 2023, eqs. 7-8   |
+|         | min(SNR, gamma) / (SNR + 1) for v                             |                              |
+| sigmoid | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for    | Kingma & Gao 2023            |
+|         | epsilon, at the times drawn (their integral over lambda       |                              |
+|         | differs by the density of lambda under the time sampling)     |                              |
+| edm     | (sigma^2 + sd^2) / (sigma sd)^2 at alpha = 1 = SNR + 1 / sd^2 | Karras et al. 2022, table 1  |
+
+lambda is clipped to [-20, 20] first, so every weight is finite also where alpha or sigma is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vision_lang.diffusion.prediction import Prediction
+from vision_lang.errors import choose
+
+Array = Any
+Weighting = Callable[[Prediction, Array], Array]  # (prediction, log-SNR [B]) -> w [B]
+LOG_SNR_LIMIT = 20.0
+
+
+def _clip(log_snr: Array) -> jax.Array:
+    return jnp.clip(log_snr, -LOG_SNR_LIMIT, LOG_SNR_LIMIT)
+
+
+def _of_x0_error(weight: Callable[[Array], Array]) -> Weighting:
+    """Turns W(lambda) into the weight of the network's own squared error."""
+
+    def own(prediction, log_snr):
+        lam = _clip(log_snr)
+        return weight(lam) * prediction.x0_gain(lam)
+
+    return own
+
+
+def uniform() -> Weighting:
+    """1 on the squared error of the network's output."""
+    return lambda prediction, log_snr: jnp.ones_like(_clip(log_snr))
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(SNR, gamma) on the squared error of x0, Hang et al. 2023."""
+    return _of_x0_error(lambda lam: jnp.minimum(jnp.exp(lam), gamma))
+
+
+def sigmoid(bias: float = 2.0) -> Weighting:
+    """sigmoid(bias - lambda) on the squared error of epsilon, Kingma & Gao 2023."""
+    return _of_x0_error(lambda lam: jnp.exp(lam) * jax.nn.sigmoid(bias - lam))
+
+
+def edm(sigma_data: float = 0.5) -> Weighting:
+    """1 / c_out^2 on the squared error of x0, Karras et al. 2022 (1 on the edm prediction's output)."""
+    return _of_x0_error(lambda lam: jnp.exp(lam) + 1.0 / sigma_data**2)
+
+
+WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
+    "uniform": uniform,
+    "min_snr": min_snr,
+    "sigmoid": sigmoid,
+    "edm": edm,
+}
+
+
+def make_weighting(name: str, **parameters: float) -> Weighting:
+    """Returns the weighting `name` of WEIGHTINGS; an unknown name raises InputError."""
+    return choose(WEIGHTINGS, name, "loss weighting")(**parameters)
