@@ -1,0 +1,89 @@
+"""What the world is made of: objects, scenes, their sizes and colours, and what "left of" means.
+
+Units: the side of the picture is 1; x grows to the right, y grows downwards; (x, y) is the
+object's centre (the centroid of its area). Nothing here knows a resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SHAPES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+
+# sRGB, 0..255. Any two colours that a picture may hold, backgrounds included, lie at least 0.4
+# apart (Euclidean, on [0, 1]), so that a colour that is off by 0.1 is still itself.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 25, 45),
+    "green": (25, 160, 60),
+    "blue": (35, 65, 225),
+    "yellow": (250, 232, 50),
+    "purple": (130, 25, 190),
+    "orange": (255, 130, 0),
+    "cyan": (45, 215, 230),
+    "pink": (250, 125, 200),
+}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "black": (18, 18, 18),
+    "grey": (128, 128, 128),
+    "brown": (115, 72, 40),
+}
+SIZES: dict[str, float] = {"small": 0.12, "large": 0.18}  # radius; 3.84 and 5.76 px of 32
+
+RELATIONS = ("left of", "right of", "above", "below")
+INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+# The farthest point of a shape from its centre, as a multiple of the radius (see draw.py).
+REACH = {
+    "circle": 1.0, "square": 1.17, "triangle": 1.22, "diamond": 1.17, "cross": 1.14, "ring": 1.06,
+}  # fmt: skip
+GAP = 0.05  # between the reaches of two objects: 1.6 px of 32
+RIM = 0.02  # between a reach and the picture's edge
+
+DRAWN_MARGIN = 0.2  # every pair of centres differs by this much along its dominant axis
+DOMINANCE = 0.04  # and by this much more than along the other axis, so no pair is diagonal
+JUDGED_MARGIN = 0.1  # a relation is true where the centres differ by this much along its axis
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object: a row of SHAPES, COLOURS and SIZES, and the centre (x, y) in [0, 1]."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        return SIZES[self.size]
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """(colour, shape): what a caption must name; no two objects of a scene share it."""
+        return self.colour, self.shape
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One to three objects, none overlapping, all inside the picture, on a background."""
+
+    objects: tuple[Object, ...]
+    background: str
+
+
+def relation(dx: float, dy: float) -> str:
+    """The relation in which A stands to B along the dominant axis, for (dx, dy) = A - B."""
+    if abs(dx) >= abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"
+
+
+def holds(name: str, dx: float, dy: float, margin: float = JUDGED_MARGIN) -> bool:
+    """Whether A stands in relation `name` to B by `margin`, for (dx, dy) = A - B.
+
+    Two relations can hold at once: A may be left of B and also above it.
+    """
+    along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[name]
+    return along >= margin
