@@ -139,6 +139,12 @@ def write_json(path: epath.Path, tree: Any) -> None:
     write_text(path, json.dumps(tree, indent=2, sort_keys=True) + "\n")
 
 
+def absolute(path: Any) -> epath.Path:
+    """Returns the path as orbax wants it: absolute where it is on a file system."""
+    path = epath.Path(path)
+    return epath.Path(os.path.abspath(path)) if is_local(path) else path
+
+
 def is_local(path: epath.Path) -> bool:
     """True where the path is on a file system (renames are atomic there)."""
     return "://" not in str(path) and not str(path).startswith(("gs:/", "s3:/", "az:/"))

@@ -1,0 +1,313 @@
+"""Checkpoints: a thin wrapper over orbax that loses nothing and restores nothing broken.
+
+    checkpoints/
+      500/                 one finished step
+        state/             orbax's own files: the tree as nested dicts of arrays
+        manifest.json      written last: step, leaves, sha256 of each file, metrics
+      1000/ ...
+
+What orbax 0.12 leaves open and stands here: a step counts only when its manifest is there and its
+files match (orbax also counts empty and truncated directories); a failed background save is
+raised at the next `check`; leaves are compared by name, shape and dtype before anything is read
+(orbax casts dtypes silently); old steps go only after a newer one is complete, so the disk needs
+room for one step more than are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+
+from vision_lang.errors import InputError, suggestion
+from vision_lang.runs import arrays, manifest, trees
+from vision_lang.runs import folder as folder_lib
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be written or restored; the sentence says what is still good."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. One save is in flight at a time; close it, or use `with`.
+
+    Args:
+      directory: the run's checkpoints folder (made when needed).
+      keep: how many of the latest steps stay (at least 1).
+      keep_period: each step that is a multiple of it stays too; 0: none.
+      keep_best: 'name:min' or 'name:max', the metric whose best step stays too; '': none.
+    """
+
+    def __init__(
+        self, directory: Any, keep: int = 2, keep_period: int = 0, keep_best: str = ""
+    ) -> None:
+        if keep < 1:
+            raise InputError(f"keep = {keep}: at least 1 checkpoint must be kept.")
+        self._directory = folder_lib.absolute(directory)
+        self._keep, self._keep_period = keep, keep_period
+        self._best_name, self._best_sign = _parse_best(keep_best)
+        self._writer = arrays.checkpointer()
+        self._thread: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
+        self._damaged: set[int] = set()  # found by hash: steps() looks at sizes only
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            if failure is not error:  # what ends the run already says more
+                logging.error("%s", failure)
+
+    def steps(self) -> list[int]:
+        """Returns the good steps, ascending: manifest there, every file there with its size."""
+        found = survey(self._directory)
+        good = [int(name) for name, reason in found.items() if not reason]
+        return sorted(step for step in good if step not in self._damaged)
+
+    def latest(self) -> int | None:
+        """Returns the newest good step, None if there is none."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Starts to save `state`; its arrays may be donated or changed once this has returned.
+
+        Waits for the save before. What an interrupted save of the same step has left is
+        overwritten; a damaged step of that name is moved aside.
+
+        Args:
+          step: the number of finished optimizer steps.
+          state: a pytree of jax or numpy arrays and Python numbers.
+          metrics: numbers known at this step, for `keep_best`.
+
+        Raises:
+          CheckpointError: this save could not start, one before has failed, the step is there
+            already, or the metrics lack the one that `keep_best` names.
+        """
+        self.wait()
+        metrics = dict(metrics or {})
+        if self._best_name and metrics and self._best_name not in metrics:
+            raise CheckpointError(
+                f"keep_best wants '{self._best_name}', which is not measured."
+                f"{suggestion(self._best_name, list(metrics))}"
+            )
+        path = self._directory / str(step)
+        try:
+            self._make_room(path, step)
+            leaves = trees.named_leaves(state)
+            specs = {p: trees.spec(leaf) for p, leaf in leaves.items()}
+            arrays.start_save(self._writer, path / "state", leaves)
+        except CheckpointError:
+            raise
+        except Exception as e:
+            self._failure = self._failed(step, e)
+            raise self._failure from e
+        self._thread = threading.Thread(
+            target=self._finish, args=(step, path, specs, metrics), name=f"finish-step-{step}"
+        )
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raises the failure of a background save, if there was one. Costs nothing: call often."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Waits for the save in flight, then does `check`."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+    def close(self) -> None:
+        """Waits for the save in flight and frees orbax's threads; raises as `check` does."""
+        try:
+            self.wait()
+        finally:
+            self._writer.close()
+
+    def restore(self, target: Any, step: int | None = None) -> tuple[int, Any]:
+        """Returns (step, state) from the newest good step, or from `step`.
+
+        Broken steps are named in a warning and passed over. Every leaf must be in both trees
+        with the same shape and dtype.
+
+        Args:
+          target: a pytree of the wanted structure. A leaf that is a committed jax.Array or a
+            ShapeDtypeStruct with a sharding comes back with that sharding, an uncommitted
+            jax.Array as another, any other array or ShapeDtypeStruct as numpy on the host, a
+            Python number as such. The device count and backend that wrote it do not matter.
+          step: a certain step; it must be good.
+
+        Raises:
+          CheckpointError: there is no good step, or leaves are missing, extra, reshaped or
+            re-typed (each named).
+        """
+        self.wait()
+        found = self._choose(step)
+        path = self._directory / str(found)
+        wanted = trees.named_leaves(target)
+        stored = manifest.specs(manifest.read(path))
+        lines = trees.mismatches(stored, {p: trees.spec(leaf) for p, leaf in wanted.items()})
+        if lines:
+            raise CheckpointError(
+                f"Checkpoint '{path}' does not fit the model that the config describes:\n  "
+                + "\n  ".join(lines)
+            )
+        return found, trees.unflatten(target, arrays.read(path / "state", wanted, stored))
+
+    def _choose(self, step: int | None) -> int:
+        """Returns the step to restore: the newest (or the asked one) whose every file is intact."""
+        found = survey(self._directory)
+        if step is not None:
+            reason = found.get(str(step), "not there")
+            reason = reason or manifest.problem(self._directory / str(step), deep=True)
+            if reason:
+                raise CheckpointError(
+                    f"Checkpoint '{self._directory / str(step)}' is {reason}. {self._good_steps()}"
+                )
+            return step
+        for name in sorted(found, key=int, reverse=True):
+            reason = found[name] or manifest.problem(self._directory / name, deep=True)
+            if not reason:
+                return int(name)
+            self._damaged.add(int(name))
+            logging.warning("Checkpoint '%s' is %s: passed over.", self._directory / name, reason)
+        detail = "; ".join(f"{name}: {reason or 'damaged'}" for name, reason in found.items())
+        raise CheckpointError(
+            f"There is no good checkpoint in '{self._directory}' ({detail or 'nothing there'})."
+        )
+
+    def _make_room(self, path: epath.Path, step: int) -> None:
+        """Clears the way for a save of `step`, losing nothing that was finished."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            return
+        if not (path / manifest.NAME).exists():
+            path.rmtree()
+            return
+        if not manifest.problem(path, deep=True):
+            raise CheckpointError(f"Step {step} is saved already in '{self._directory}'.")
+        n = sum(p.name.startswith(f"{step}.damaged") for p in self._directory.iterdir())
+        path.rename(self._directory / f"{step}.damaged-{n + 1}")
+
+    def _finish(self, step: int, path: epath.Path, specs: dict, metrics: dict) -> None:
+        """In the background: orbax's own end, the manifest, then what need not stay."""
+        try:
+            self._writer.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.write(path, step, specs, metrics)
+        except BaseException as e:
+            self._failure = self._failed(step, e)
+            # The half of a step that fills a disk must not stay in the way.
+            try:
+                path.rmtree(missing_ok=True)
+            except OSError as e2:
+                logging.warning("'%s' could not be deleted: %s", path, e2)
+            return
+        self._damaged.discard(step)
+        if jax.process_index() == 0:
+            self._prune(step)
+
+    def _prune(self, newest: int) -> None:
+        steps = self.steps()
+        stay = {newest, *steps[-self._keep :], *self._best(steps)}
+        for step in steps:
+            period = self._keep_period and step % self._keep_period == 0
+            if step not in stay and not period:
+                try:
+                    # Without its manifest a step is unfinished, so a kill half-way is harmless.
+                    (self._directory / str(step) / manifest.NAME).unlink()
+                    (self._directory / str(step)).rmtree()
+                except OSError as e:
+                    logging.warning("Old checkpoint %d could not be deleted: %s", step, e)
+
+    def _best(self, steps: Iterable[int]) -> list[int]:
+        """Returns the step of the best metric, the earliest of equals; NaN is never the best."""
+        scored = []
+        for step in steps if self._best_name else ():
+            metrics = manifest.read(self._directory / str(step))["metrics"]
+            value = float(metrics.get(self._best_name, "nan"))
+            if value == value:
+                scored.append((self._best_sign * value, -step))
+        return [-max(scored)[1]] if scored else []
+
+    def _failed(self, step: int, error: BaseException) -> CheckpointError:
+        return CheckpointError(
+            f"Step {step} could not be saved in '{self._directory}': {arrays.cause(error)}. "
+            f"{self._good_steps()} Once that is put right, "
+            f"--workdir={self._directory.parent} goes on from there."
+        )
+
+    def _good_steps(self) -> str:
+        last = self.latest()
+        return (
+            f"The last good checkpoint is step {last}."
+            if last is not None
+            else ("There is no good checkpoint before it.")
+        )
+
+
+def restore_part(
+    directory: Any, names: Iterable[str], step: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Reads some sub-trees of a checkpoint, such as weights without their optimizer.
+
+    Args:
+      directory: a run's checkpoints folder.
+      names: paths of sub-trees or leaves: 'params', 'ema/default'.
+      step: a certain step; default the newest good one.
+
+    Returns:
+      (step, {name: nested dict of numpy arrays, or one array where the name is a leaf's}).
+
+    Raises:
+      CheckpointError: there is no good step, or it has no such sub-tree (with a suggestion).
+    """
+    with Checkpoints(directory) as checkpoints:
+        found = checkpoints._choose(step)
+    path = folder_lib.absolute(directory) / str(found)
+    stored = manifest.specs(manifest.read(path))
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts[name] = [p for p in stored if p == name or p.startswith(name + "/")]
+        if not parts[name]:
+            known = sorted({"/".join(p.split("/")[:n]) for p in stored for n in (1, 2)})
+            raise CheckpointError(
+                f"Checkpoint '{path}' has no '{name}'.{suggestion(name, known[:40])}"
+            )
+    wanted = {p: None for paths in parts.values() for p in paths}  # no sharding: numpy
+    flat = arrays.read(path / "state", wanted, stored)
+    cut = {n: {p[len(n) :].lstrip("/"): flat[p] for p in ps} for n, ps in parts.items()}
+    return found, {name: trees.nest(part) for name, part in cut.items()}
+
+
+def survey(directory: Any) -> dict[str, str]:
+    """Returns {step name: what is wrong with it, '' if nothing} of a checkpoints folder.
+
+    Files are compared by name and size, not by hash. Names that are no step number are left out.
+    """
+    directory = folder_lib.absolute(directory)
+    if not directory.is_dir():
+        return {}
+    names = [p.name for p in directory.iterdir() if p.name.isdecimal()]
+    return {n: manifest.problem(directory / n, deep=False) for n in sorted(names, key=int)}
+
+
+def _parse_best(keep_best: str) -> tuple[str, int]:
+    """Returns (metric name, +1 for max or -1 for min); ('', 0) for ''."""
+    if not keep_best:
+        return "", 0
+    name, _, direction = keep_best.rpartition(":")
+    if not name or direction not in ("min", "max"):
+        raise InputError(f"keep_best = '{keep_best}': write 'metric:min' or 'metric:max'.")
+    return name, 1 if direction == "max" else -1
