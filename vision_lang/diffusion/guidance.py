@@ -1,7 +1,7 @@
 """Classifier-free guidance (Ho & Salimans 2022), on estimates of x0.
 
-Every prediction type is linear in x0 at a given x_t, so guiding x0 equals guiding epsilon, v or flow.
-Scale 1 is the conditional model, 0 the unconditional one, both exactly.
+Every prediction type is linear in x0 at a given x_t, so guiding x0 equals guiding epsilon, v or
+flow. Scale 1 is the conditional model, 0 the unconditional one, both exactly.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ def guide(
 
     Args:
       scale: guidance, 1 = conditional; a number or a scalar array.
-      interval: the t (lowest, highest) within which guidance acts; the conditional model holds outside
+      interval: the t (lowest, highest) within which guidance acts; the conditional model holds
+      outside
         (Kynkaanniemi et al. 2024, whose interval of sigma maps to t by the schedule's inverse).
-      rescale: phi of Lin et al. 2024, section 3.4: the share of the guided image that is brought back
+      rescale: phi of Lin et al. 2024, section 3.4: the share of the guided image that is brought
+      back
         to the standard deviation of the conditional one (here of x0, per image).
     """
     # The two-term form is exact at scale 1 and at scale 0.
@@ -53,7 +55,7 @@ def guided(
     denoise: Callable[[Array, Level, Any], Array],
     condition: Any,
     null: Any,
-    scale: float,
+    scale: Array | float,
     interval: Interval = EVERYWHERE,
     rescale: float = 0.0,
 ) -> Denoiser:
@@ -63,12 +65,13 @@ def guided(
       denoise: (x [n, H, W, C], level of scalars, condition) -> x0; called once per level with both
         halves concatenated (n = 2 B), or with one half (n = B) where scale is exactly 1 or 0.
       condition, null: trees of arrays [B, ...] with the same shapes.
-      scale, interval, rescale: as in `guide`; scale is a Python number here, so that a half that has
-        no weight is not computed.
+      scale, interval, rescale: as in `guide`. With a Python number for scale, a half without weight
+        is not computed; a traced scalar changes the guidance without another compilation.
     """
-    if scale == 1.0:
+    known = isinstance(scale, int | float)
+    if known and scale == 1.0:
         return lambda x, level: denoise(x, level, condition)
-    if scale == 0.0 and tuple(interval) == EVERYWHERE and not rescale:
+    if known and scale == 0.0 and tuple(interval) == EVERYWHERE and not rescale:
         return lambda x, level: denoise(x, level, null)
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), condition, null)
 

@@ -2,16 +2,17 @@
 
 With x_t = alpha x0 + sigma eps, lambda = log-SNR and r = sqrt(alpha^2 + sigma^2):
 
-| name    | target                          | x0 from output o                     | (d x0 / d o)^2          |
-|---------|---------------------------------|--------------------------------------|-------------------------|
-| epsilon | eps                             | (x_t - sigma o) / alpha              | exp(-lambda)            |
-| x       | x0                              | o                                    | 1                       |
-| v       | (alpha eps - sigma x0) / r      | (alpha x_t / r - sigma o) / r        | sigmoid(-lambda)        |
-| flow    | eps - x0                        | (x_t - sigma o) / (alpha + sigma)    | sigmoid(-lambda / 2)^2  |
-| edm     | (x0 - c_skip x_t) / c_out       | c_skip x_t + c_out o                 | c_out^2                 |
+| name    | target                     | x0 from output o                  | (d x0 / d o)^2        |
+|---------|----------------------------|-----------------------------------|-----------------------|
+| epsilon | eps                        | (x_t - sigma o) / alpha           | exp(-lambda)          |
+| x       | x0                         | o                                 | 1                     |
+| v       | (alpha eps - sigma x0) / r | (alpha x_t / r - sigma o) / r     | sigmoid(-lambda)      |
+| flow    | eps - x0                   | (x_t - sigma o) / (alpha + sigma) | sigmoid(-lambda/2)^2  |
+| edm     | (x0 - c_skip x_t) / c_out  | c_skip x_t + c_out o              | c_out^2               |
 
-epsilon: Ho et al. 2020. v: Salimans & Ho 2022 (r = 1 on variance-preserving schedules; dividing by r
-keeps it of unit size on the others). flow: the velocity of Liu et al. 2022 and Lipman et al. 2022.
+epsilon: Ho et al. 2020. v: Salimans & Ho 2022 (r = 1 on variance-preserving schedules; dividing by
+r keeps it of unit size on the others). flow: the velocity of Liu et al. 2022 and Lipman et al.
+2022.
 edm: Karras et al. 2022, eq. 7 and table 1, written for any alpha (alpha = 1 there):
 c_skip = alpha sd^2 / (sigma^2 + alpha^2 sd^2), c_out = sigma sd / sqrt(sigma^2 + alpha^2 sd^2).
 
@@ -20,9 +21,10 @@ Admissible pairs (schedule, prediction), enforced by `check`:
 | schedule                                          | epsilon | x   | v   | flow | edm |
 |---------------------------------------------------|---------|-----|-----|------|-----|
 | zero terminal SNR: cosine, flow                   | refused | yes | yes | yes  | yes |
-| cosine_clipped, linear, scaled_linear, table, edm | yes     | yes | yes | yes  | yes |
+| every other                                       | yes     | yes | yes | yes  | yes |
 
-At zero terminal SNR x_t is pure noise, from which epsilon is known and x0 cannot be had (alpha = 0).
+At zero terminal SNR x_t is pure noise, from which epsilon is known and x0 cannot be had (alpha =
+0).
 
 Shape letters: B batch, H height, W width, C channels; alpha, sigma, t have shape [] or [B].
 """
@@ -139,17 +141,17 @@ def make_prediction(name: str, **parameters: float) -> Prediction:
 
 
 def check(schedule: Schedule, prediction: Prediction) -> None:
-    """Raises InputError for a pair that the table above refuses. Call it when the config is read."""
+    """Raises InputError for a pair that the table above refuses; to call when a config is read."""
     if schedule.zero_terminal_snr and prediction.name == "epsilon":
         raise InputError(
-            f"Schedule '{schedule.name}' ends at zero signal, where epsilon prediction cannot give an "
-            "image (division by alpha = 0). Use prediction 'v', 'x' or 'flow', or a schedule that "
-            "keeps some signal: 'cosine_clipped', 'linear', 'scaled_linear' or 'edm'."
+            f"Schedule '{schedule.name}' ends at zero signal, where epsilon prediction cannot give "
+            "an image (division by alpha = 0). Use prediction 'v', 'x' or 'flow', or a schedule "
+            "that keeps some signal: 'cosine_clipped', 'linear', 'scaled_linear' or 'edm'."
         )
 
 
 def to_eps(x0: Array, x_t: Array, alpha: Array, sigma: Array) -> jax.Array:
-    """Returns the noise that x_t [B, H, W, C] holds if x0 is its clean image; sigma must not be 0."""
+    """Returns the noise in x_t [B, H, W, C] if x0 is its clean image; sigma must not be 0."""
     alpha, sigma = _ends(alpha, sigma, x_t)
     return (x_t - alpha * x0) / sigma
 
@@ -161,7 +163,7 @@ def add_noise(x0: Array, eps: Array, level: Level) -> jax.Array:
 
 
 def make_denoiser(network: Network, schedule: Schedule, prediction: Prediction) -> Denoiser:
-    """Returns the denoiser (x, level) -> x0 around network(input_scale x, network_time [B]) -> output.
+    """Returns the denoiser (x, level) -> x0 around network(input_scale x, network_time [B]).
 
     Clipping comes after guidance: wrap the guided denoiser in `clipped`.
 
@@ -184,9 +186,10 @@ def static_threshold(x0: Array, limit: float, percentile: float) -> jax.Array:
 
 
 def dynamic_threshold(x0: Array, limit: float, percentile: float) -> jax.Array:
-    """Saharia et al. 2022 (Imagen), section 2.3: each image is clipped to its own percentile of |x0|.
+    """Saharia et al. 2022 (Imagen), section 2.3: clips each image to its own percentile of |x0|.
 
-    The percentile (in percent) is at least `limit`; the clipped image is scaled back to [-limit, limit].
+    The percentile (in percent) is at least `limit`; the clipped image is scaled back to [-limit,
+    limit].
     """
     flat = jnp.abs(x0).reshape(x0.shape[0], -1)
     top = jnp.maximum(jnp.percentile(flat, percentile, axis=1), limit)

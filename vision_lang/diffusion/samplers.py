@@ -1,17 +1,18 @@
 """Samplers: from noise to images through a denoiser and an array of noise levels, nothing else.
 
 x lives on the schedule's own scale, x = alpha x0 + sigma eps. With D the denoiser's x0 and
-e = (x - alpha D) / sigma its noise, the probability-flow ODE is dx = D d(alpha) + e d(sigma), on every
-schedule. A sampler is (init, step, finish), pure functions:
+e = (x - alpha D) / sigma its noise, the probability-flow ODE is dx = D d(alpha) + e d(sigma), on
+every schedule. A sampler is (init, step, finish), pure functions:
 
     state = init(x [B, ...], keys [B] or None)
-    state = step(denoiser, levels [N + 1], i, state)      from level i to level i + 1, i = 0 .. N - 1
+    state = step(denoiser, levels [N + 1], i, state)    from level i to level i + 1, 0 <= i < N
     x     = finish(state)
 
 `run` takes any number of steps in one while loop; `sample` takes them all. Everything that a step
 needs of earlier ones is in the state, so a caller may run in chunks. Jit `run` with `start` and
-`stop` as traced arguments: every chunk is then the same compiled program, and chunks equal the whole
-bit for bit. Noise is drawn per image from fold_in(key, step), so image k does not depend on the batch.
+`stop` as traced arguments: every chunk is then the same compiled program, and chunks equal the
+whole bit for bit. Noise is drawn per image from fold_in(key, step), so image k does not depend on
+the batch.
 
 Shape letters: B batch, H height, W width, C channels, N sampling steps.
 """
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from vision_lang.diffusion.prediction import Denoiser, to_eps
@@ -83,8 +85,8 @@ def initial_noise(keys: Array, shape: tuple[int, ...], levels: Level) -> jax.Arr
 def ddim(eta: float = 0.0) -> Sampler:
     """Song et al. 2021, "DDIM", eqs. 12 and 16, for any alpha and sigma.
 
-    With r = alpha sigma' / (alpha' sigma) the noise added is eta sigma' sqrt(1 - r^2), which for eta = 1
-    is the posterior deviation of eq. 16. No division by alpha: starts from alpha = 0 too.
+    With r = alpha sigma' / (alpha' sigma) the noise added is eta sigma' sqrt(1 - r^2), which for
+    eta = 1 is the posterior deviation of eq. 16. No division by alpha: starts from alpha = 0 too.
     """
 
     def step(denoiser, levels, i, state):
@@ -110,14 +112,14 @@ def ddpm() -> Sampler:
 def euler() -> Sampler:
     """Euler's method on dx = D d(alpha) + e d(sigma).
 
-    x + (alpha' - alpha) D + (sigma' - sigma) e = alpha' D + sigma' e: the same as DDIM with eta = 0, as
-    Euler on rectified flow's dx = (eps - x0) dt, and as k-diffusion's Euler where alpha = 1.
+    x + (alpha' - alpha) D + (sigma' - sigma) e = alpha' D + sigma' e: the same as DDIM (eta = 0),
+    as Euler on rectified flow's dx = (eps - x0) dt, and as k-diffusion's Euler where alpha = 1.
     """
     return ddim(0.0)
 
 
 def heun() -> Sampler:
-    """Heun's method (the trapezoid rule) on dx = D d(alpha) + e d(sigma); two denoiser calls a step.
+    """Heun's method (trapezoid rule) on dx = D d(alpha) + e d(sigma); two denoiser calls a step.
 
     Where alpha = 1 it is algorithm 1 of Karras et al. 2022. The step to sigma = 0 is Euler's.
     """
@@ -141,11 +143,12 @@ def heun() -> Sampler:
 
 
 def dpmpp_2m() -> Sampler:
-    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: Euler with x0 extrapolated from the last step.
+    """DPM-Solver++(2M), Lu et al. 2022b, algorithm 2: Euler with x0 extrapolated from the last two.
 
-    Their update (sigma' / sigma) x - alpha' (exp(-h) - 1) D has exp(-h) = alpha sigma' / (alpha' sigma), so
-    it is alpha' D + sigma' (x - alpha D) / sigma without division by alpha. First order where there is no
-    step before, or where a step of log(alpha / sigma) is infinite (to sigma = 0, after alpha = 0).
+    Their update (sigma' / sigma) x - alpha' (exp(-h) - 1) D has exp(-h) = alpha sigma' / (alpha'
+    sigma), so it is alpha' D + sigma' (x - alpha D) / sigma without division by alpha. First order
+    where there is no step before, or where a step of log(alpha / sigma) is infinite (to sigma = 0,
+    after alpha = 0).
     """
 
     def step(denoiser, levels, i, state):
@@ -195,7 +198,7 @@ def sample(
     sampler: Sampler, denoiser: Denoiser, levels: Level, x: Array, keys: Array | None = None
 ) -> jax.Array:
     """Returns the images [B, H, W, C] after all steps from x at level 0."""
-    # The barrier hides the number of steps from the compiler, so that the loop is compiled as in `run`.
+    # The barrier hides the number of steps from the compiler, so the loop compiles as in `run`.
     start, stop = lax.optimization_barrier((jnp.int32(0), jnp.int32(len(levels.t) - 1)))
     return sampler.finish(run(sampler, denoiser, levels, sampler.init(x, keys), start, stop))
 
@@ -203,19 +206,19 @@ def sample(
 def exploding(denoiser: Denoiser, levels: Level) -> tuple[Denoiser, Level]:
     """Changes variables to x / alpha and sigma / alpha, for variance-preserving models.
 
-    Heun then discretises as k-diffusion and diffusers do (one-step methods of first order and 2M do not
-    change). Divide the input by levels.alpha[0] of the old levels; where the last is clean, the output
-    needs no change.
+    Heun then discretises as k-diffusion and diffusers do; the other samplers give the same path.
+    Divide the input by the old levels.alpha[0]; where the last level is clean, the output needs no
+    change. The levels must be concrete arrays, not arguments of a jitted function.
 
     Raises:
       InputError: the first level has alpha = 0, or the levels are not variance preserving.
     """
-    radius2 = levels.alpha**2 + levels.sigma**2
-    if not isinstance(radius2, jax.core.Tracer):
-        if not bool(jnp.all(jnp.abs(radius2 - 1.0) < 1e-4)) or not bool(levels.alpha[0] > 0.0):
-            raise InputError(
-                "Sampling in x / alpha needs a variance-preserving schedule with some signal at its end."
-            )
+    alpha, sigma = np.asarray(levels.alpha, np.float64), np.asarray(levels.sigma, np.float64)
+    if alpha[0] <= 0.0 or np.any(np.abs(np.hypot(alpha, sigma) - 1.0) > 1e-4):
+        raise InputError(
+            "Sampling in x / alpha needs a variance-preserving schedule that keeps some signal "
+            "at its noisy end: 'linear', 'scaled_linear' or 'cosine_clipped'."
+        )
 
     def denoise(x, level):
         alpha = lax.rsqrt(1.0 + level.sigma**2)

@@ -2,23 +2,23 @@
 
 t = 0 is the clean image, t = 1 the noisiest. log-SNR is lambda(t) = 2 log(alpha / sigma), strictly
 decreasing in t (Kingma et al. 2021, "Variational diffusion models"). All functions take and return
-jax arrays, or NumPy float64 when given NumPy arrays or Python floats: tables and sampling levels are
-made on the host in float64, training evaluates the same functions in float32.
+jax arrays, or NumPy float64 when given NumPy arrays or Python floats: tables and sampling levels
+are made on the host in float64, training evaluates the same functions in float32.
 
 How the ends are clipped:
 
-| name           | x_t           | noisy end t = 1                         | clean end                      |
-|----------------|---------------|-----------------------------------------|--------------------------------|
-| cosine         | VP            | alpha = 0: zero terminal SNR, unclipped | sigma(0) = 0; t_min = 1e-3     |
-| cosine_clipped | VP            | cosine stopped at 0.999 of its length   | sigma(0) = 0; t_min = 1e-3     |
-| linear         | VP            | alpha(1)^2 = 4.0e-5, unclipped          | sigma(0) = 0; t_min = 1e-3     |
-| scaled_linear  | VP            | alpha(1)^2 = 4.7e-3, unclipped          | sigma(0) = 0; t_min = 1e-3     |
-| from_betas     | VP            | as the table says                       | sigma(0) = 0; t_min = 1 / T    |
-| flow           | interpolation | alpha = 0: zero terminal SNR, unclipped | sigma(0) = 0; t_min = 1e-3     |
-| edm            | exploding     | sigma_max                               | sigma(0) = sigma_min; t_min = 0|
+| name           | x_t           | noisy end t = 1                   | clean end                |
+|----------------|---------------|-----------------------------------|--------------------------|
+| cosine         | VP            | unclipped: alpha = 0, no signal   | sigma = 0; t_min = 1e-3  |
+| cosine_clipped | VP            | cosine up to 0.999 of its length  | sigma = 0; t_min = 1e-3  |
+| linear         | VP            | unclipped: alpha^2 = 4.0e-5       | sigma = 0; t_min = 1e-3  |
+| scaled_linear  | VP            | unclipped: alpha^2 = 4.7e-3       | sigma = 0; t_min = 1e-3  |
+| from_betas     | VP            | as the table says                 | sigma = 0; t_min = 1 / T |
+| flow           | interpolation | unclipped: alpha = 0, no signal   | sigma = 0; t_min = 1e-3  |
+| edm            | exploding     | sigma_max                         | sigma_min; t_min = 0     |
 
-Training draws t from [t_min, t_max], where log-SNR is at most about 14; sampling starts at t_max and
-ends at the clean image (alpha 1, sigma 0), see `levels`. VP: alpha^2 + sigma^2 = 1.
+Training draws t from [t_min, t_max], where log-SNR is at most about 14; sampling starts at t_max
+and ends at the clean image (alpha 1, sigma 0), see `spacing.levels`. VP: alpha^2 + sigma^2 = 1.
 
 Shape letters: B batch, N sampling steps, T discrete diffusion steps; t has shape [] or [B].
 """
@@ -67,7 +67,7 @@ class Schedule(NamedTuple):
 
 
 def expand(a: Array, x: Array) -> jax.Array:
-    """Returns a, of shape [] or [B], with trailing axes of size 1 so that it broadcasts over x [B, ...]."""
+    """Returns a, of shape [] or [B], with trailing axes of size 1 to broadcast over x [B, ...]."""
     a = jnp.asarray(a)
     return a.reshape(a.shape + (1,) * (x.ndim - a.ndim)) if a.ndim else a
 
@@ -86,18 +86,12 @@ def _sigmoid(x: Array) -> Array:
     return 0.5 * (1.0 + _numpy_of(x).tanh(0.5 * x))
 
 
-def _thousand(t: Array) -> Array:
-    return 1000.0 * t
-
-
-# ---------------------------------------------------------------------------------- variance preserving
-
-
 def cosine(s: float = 0.008, end: float = 1.0, name: str = "cosine") -> Schedule:
-    """Cosine schedule, Nichol & Dhariwal 2021, eq. 17: alpha-bar = cos^2(theta(t)) / cos^2(theta(0)).
+    """Nichol & Dhariwal 2021, eq. 17: alpha-bar = cos^2(theta(t)) / cos^2(theta(0)).
 
     theta(t) = (end t + s) / (1 + s) pi / 2. sigma^2 = sin(theta - theta0) sin(theta + theta0) /
-    cos^2(theta0) is 1 - alpha-bar without cancellation. `end` < 1 stops short of zero SNR.
+    cos^2(theta0) is 1 - alpha-bar without cancellation. `end` < 1 stops short of zero SNR: t is
+    stretched, not cut off, so log-SNR stays strictly decreasing up to t = 1.
     """
     quarter = np.pi / 2.0 / (1.0 + s)
     theta0 = quarter * s
@@ -121,15 +115,13 @@ def cosine(s: float = 0.008, end: float = 1.0, name: str = "cosine") -> Schedule
         sine = xp.sqrt(sin0**2 + _sigmoid(-lam) * cos0**2)
         return (xp.arctan2(sine, xp.sqrt(_sigmoid(lam)) * cos0) / quarter - s) / end
 
-    return Schedule(name, alpha, sigma, log_snr, inverse, _thousand, _one, 1e-3, 1.0, end == 1.0)
+    return Schedule(
+        name, alpha, sigma, log_snr, inverse, lambda t: 1000.0 * t, _one, 1e-3, 1.0, end == 1.0
+    )
 
 
 def cosine_clipped(s: float = 0.008, end: float = 0.999) -> Schedule:
-    """The cosine schedule without its last thousandth: alpha(1) = 1.6e-3, so epsilon is admissible.
-
-    t is stretched, not cut off, so log-SNR stays strictly decreasing up to t = 1. Plays the part of
-    Nichol & Dhariwal's clip of beta at 0.999.
-    """
+    """Cosine with alpha(1) = 1.6e-3 in place of 0; stands for Nichol & Dhariwal's beta <= 0.999."""
     return cosine(s, end, "cosine_clipped")
 
 
@@ -137,9 +129,6 @@ def _variance_preserving(
     name: str, log_alpha_bar: TimeFunction, inverse: TimeFunction, steps: int
 ) -> Schedule:
     """A VP schedule from log alpha-bar(t) and its inverse; network time is the index 0..steps-1."""
-
-    def alpha(t):
-        return _numpy_of(t).exp(0.5 * log_alpha_bar(t))
 
     def sigma(t):
         return _numpy_of(t).sqrt(-_numpy_of(t).expm1(log_alpha_bar(t)))
@@ -152,22 +141,23 @@ def _variance_preserving(
     def time(lam):
         return inverse(-_numpy_of(lam).logaddexp(0.0, -lam))  # alpha-bar = sigmoid(lambda)
 
-    def network_time(t):
-        return steps * t - 1.0  # t = (i + 1) / steps is step i of the table
-
     return Schedule(
-        name, alpha, sigma, log_snr, time, network_time, _one, 1.0 / steps, 1.0, False
-    )
+        name, lambda t: _numpy_of(t).exp(0.5 * log_alpha_bar(t)), sigma, log_snr, time,
+        lambda t: steps * t - 1.0,  # t = (i + 1) / steps is step i of the table
+        _one, 1.0 / steps, 1.0, False,
+    )  # fmt: skip
 
 
 def _from_beta_polynomial(name: str, beta: Polynomial, steps: int) -> Schedule:
-    """The schedule through the table of `steps` betas beta(0), beta(1), ..., beta(steps - 1).
+    """The schedule through the table of `steps` increasing betas beta(0), ..., beta(steps - 1).
 
     g = log(1 - beta) is a polynomial in the step up to beta^16 (beta < 0.1 leaves under 1e-17). Its
     sum over steps 0..n-1 is, by the Euler-Maclaurin formula, the polynomial integral(g) -
     (g(n) - g(0)) / 2 + (g'(n) - g'(0)) / 12, exact to under 1e-12 as g''' is below 1e-9. So
     log alpha-bar(t) at n = steps t is a polynomial in t, whose samples are the discrete table.
     """
+    if not 0.0 < beta(0.0) < beta(steps - 1.0) < 0.1:
+        raise InputError(f"Schedule '{name}' needs 0 < beta_start < beta_end < 0.1.")
     log1m = sum((-(beta**k) / k for k in range(2, 17)), -beta)
     total = log1m.integ() - 0.5 * (log1m - log1m(0.0)) + (log1m.deriv() - log1m.deriv()(0.0)) / 12
     coefficients = [float(c) * float(steps) ** k for k, c in enumerate(total.coef)]
@@ -194,14 +184,8 @@ def _from_beta_polynomial(name: str, beta: Polynomial, steps: int) -> Schedule:
     return _variance_preserving(name, log_alpha_bar, inverse, steps)
 
 
-def _check_betas(start: float, end: float) -> None:
-    if not 0.0 < start < end < 0.1:
-        raise InputError(f"Betas must satisfy 0 < beta_start < beta_end < 0.1, got {start}, {end}.")
-
-
 def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) -> Schedule:
-    """Betas linear in the step (Ho et al. 2020), as a continuous alpha-bar(t) through their table."""
-    _check_betas(beta_start, beta_end)
+    """Betas linear in the step (Ho et al. 2020): a continuous alpha-bar(t) through their table."""
     beta = Polynomial([beta_start, (beta_end - beta_start) / (steps - 1)])
     return _from_beta_polynomial("linear", beta, steps)
 
@@ -209,24 +193,23 @@ def linear(beta_start: float = 1e-4, beta_end: float = 0.02, steps: int = 1000) 
 def scaled_linear(
     beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
 ) -> Schedule:
-    """Square roots of the betas linear in the step (Rombach et al. 2022); Stable Diffusion's table."""
-    _check_betas(beta_start, beta_end)
+    """Square roots of betas linear in the step (Rombach et al. 2022): Stable Diffusion's table."""
     low, high = beta_start**0.5, beta_end**0.5
     root = Polynomial([low, (high - low) / (steps - 1)])
     return _from_beta_polynomial("scaled_linear", root**2, steps)
 
 
 def from_betas(betas: Array, name: str = "from_betas") -> Schedule:
-    """The schedule through any table of betas [T]: alpha-bar = cumprod(1 - betas) at t = (i + 1) / T.
+    """The schedule through any table of betas [T]: cumprod(1 - betas) is alpha-bar((i + 1) / T).
 
-    Between its steps log alpha-bar is linear in t. Network time is the index i.
+    Between the steps log alpha-bar is linear in t. Network time is the index i.
 
     Raises:
       InputError: a beta outside (0, 1); a table rescaled to zero terminal SNR ends in beta = 1.
     """
     betas = np.asarray(betas, np.float64)
     if betas.ndim != 1 or not np.all((betas > 0.0) & (betas < 1.0)):
-        raise InputError("A table of betas must be one list of numbers between 0 and 1 (exclusive).")
+        raise InputError("A table of betas must be a list of numbers between 0 and 1 (exclusive).")
     log_alpha2 = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])  # [T + 1]
     times = np.linspace(0.0, 1.0, len(log_alpha2))
 
@@ -240,9 +223,6 @@ def from_betas(betas: Array, name: str = "from_betas") -> Schedule:
     return _variance_preserving(name, log_alpha_bar, inverse, len(betas))
 
 
-# ------------------------------------------------------------------------------ flow and exploding noise
-
-
 def flow() -> Schedule:
     """Rectified flow: x_t = (1 - t) x0 + t eps (Liu et al. 2022; Lipman et al. 2022)."""
 
@@ -253,7 +233,7 @@ def flow() -> Schedule:
 
     return Schedule(
         "flow", lambda t: 1.0 - t, lambda t: t * _one(t), log_snr, lambda lam: _sigmoid(-0.5 * lam),
-        _thousand, _one, 1e-3, 1.0, True,
+        lambda t: 1000.0 * t, _one, 1e-3, 1.0, True,
     )  # fmt: skip
 
 
@@ -273,12 +253,10 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0, sigma_data: float = 0
     def sigma(t):
         return _numpy_of(t).exp(log_sigma(t))
 
-    def input_scale(t):
-        return 1.0 / _numpy_of(t).sqrt(sigma(t) ** 2 + sigma_data**2)
-
     return Schedule(
         "edm", _one, sigma, lambda t: -2.0 * log_sigma(t), lambda lam: (-0.5 * lam - low) / span,
-        lambda t: 0.25 * log_sigma(t), input_scale, 0.0, 1.0, False,
+        lambda t: 0.25 * log_sigma(t), lambda t: (sigma(t) ** 2 + sigma_data**2) ** -0.5,
+        0.0, 1.0, False,
     )  # fmt: skip
 
 
@@ -297,9 +275,6 @@ def make_schedule(name: str, **parameters: float) -> Schedule:
     return choose(SCHEDULES, name, "noise schedule")(**parameters)
 
 
-# -------------------------------------------------------------------------------- tables of noise levels
-
-
 class Table(NamedTuple):
     """T discrete steps, step 0 the cleanest; float64 [T] each."""
 
@@ -311,37 +286,12 @@ class Table(NamedTuple):
 def discrete(schedule: Schedule, steps: int) -> Table:
     """Samples the continuous alpha-bar at t = (i + 1) / steps, and derives the betas from it.
 
-    alpha-bar is alpha^2 / (alpha^2 + sigma^2), that is alpha^2 for variance-preserving schedules and
-    the alpha-bar of equal SNR for the others. beta_i = 1 - alpha-bar_i / alpha-bar_{i-1}, with 1
-    before the first step.
+    alpha-bar is alpha^2 / (alpha^2 + sigma^2), that is alpha^2 for variance-preserving schedules
+    and the alpha-bar of equal SNR for the others. beta_i = 1 - alpha-bar_i / alpha-bar_{i-1}, with
+    1 before the first step.
     """
     t = np.arange(1, steps + 1, dtype=np.float64) / steps
     alpha2, sigma2 = schedule.alpha(t) ** 2, schedule.sigma(t) ** 2
     alpha_bar = alpha2 / (alpha2 + sigma2)
     before = np.concatenate([[1.0], alpha_bar[:-1]])
     return Table(t, alpha_bar, (before - alpha_bar) / before)
-
-
-def levels(schedule: Schedule, t: Array, dtype: Any = np.float32) -> Level:
-    """Returns the sampling levels [N + 1] at the decreasing times t [N + 1] of a spacing.
-
-    A last t of 0 means the clean image: alpha 1 and sigma 0 exactly, also where the schedule itself
-    stops at sigma_min. Computed on the host in float64, then cast.
-
-    Raises:
-      InputError: the noise does not fall from each level to the next (too many steps, or a repeat).
-    """
-    t = np.asarray(t, np.float64)
-    alpha = np.array(schedule.alpha(t), np.float64)
-    sigma = np.array(schedule.sigma(t), np.float64)
-    if t[-1] == 0.0:
-        alpha[-1], sigma[-1] = 1.0, 0.0
-    alpha, sigma = alpha.astype(dtype), sigma.astype(dtype)
-    # sigma / alpha falls: compared by cross-multiplication in float64, as alpha may be 0.
-    fall = np.diff(-np.arctan2(sigma.astype(np.float64), alpha.astype(np.float64)))
-    if len(t) < 2 or not np.all(fall > 0.0):
-        raise InputError(
-            f"{len(t) - 1} sampling steps on schedule '{schedule.name}': the noise must fall from "
-            "each level to the next. Use fewer steps or another spacing."
-        )
-    return Level(jnp.asarray(t.astype(dtype)), jnp.asarray(alpha), jnp.asarray(sigma))

@@ -1,17 +1,19 @@
-"""Where the sampling levels lie: (schedule, n, start) -> t [n + 1], decreasing, in NumPy float64.
+"""Where the sampling levels lie: (schedule, n, start) -> t [n + 1], decreasing, NumPy float64.
 
-The first t is `start` (default t_max, so it matches pure noise), the last is 0, which stands for the
-clean image (`schedules.levels` gives it alpha 1 and sigma 0). `leading` alone starts below t_max: it is
-there to agree with other libraries.
+The first t is `start` (default t_max, so it matches pure noise), the last is 0, which stands for
+the clean image (`levels` gives it alpha 1 and sigma 0). `leading` alone starts below
+t_max: it is there to agree with other libraries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from vision_lang.diffusion.schedules import Schedule
+from vision_lang.diffusion.schedules import Level, Schedule
 from vision_lang.errors import InputError, choose
 
 Spacing = Callable[..., np.ndarray]  # (schedule, n, start=None) -> t [n + 1]
@@ -42,19 +44,19 @@ def _through(schedule: Schedule, start: float, log_snr: np.ndarray) -> np.ndarra
 
 
 def _log_snr_ends(schedule: Schedule, start: float) -> tuple[float, float]:
-    # At zero SNR the first level stays at `start`; the others are spaced as if it lay at LOWEST_LOG_SNR.
+    # At zero SNR the first level stays at `start`; the others as if it lay at LOWEST_LOG_SNR.
     low = max(float(schedule.log_snr(np.float64(start))), LOWEST_LOG_SNR)
     return low, float(schedule.log_snr(np.float64(schedule.t_min)))
 
 
 def log_snr(schedule: Schedule, n: int, start: float | None = None) -> np.ndarray:
-    """n levels with equal steps of log-SNR from start to t_min, then the clean image (Lu et al. 2022)."""
+    """Equal steps of log-SNR from start to t_min, then the clean image (Lu et al. 2022)."""
     start = _start(schedule, n, start)
     return _through(schedule, start, np.linspace(*_log_snr_ends(schedule, start), n))
 
 
 def karras(rho: float = 7.0) -> Spacing:
-    """Karras et al. 2022, eq. 5: (sigma / alpha)^(1 / rho) in equal steps to t_min, then the clean image."""
+    """Karras et al. 2022, eq. 5: equal steps of (sigma / alpha)^(1 / rho) to t_min, then clean."""
 
     def space(schedule: Schedule, n: int, start: float | None = None) -> np.ndarray:
         start = _start(schedule, n, start)
@@ -92,7 +94,10 @@ def leading(steps: int = 1000, offset: int = 0) -> Spacing:
 
 
 def shifted(spacing: Spacing, shift: float) -> Spacing:
-    """Applies t -> s t / (1 + (s - 1) t) to a spacing (Esser et al. 2024, eq. 23): s > 1 looks at noise."""
+    """Applies t -> s t / (1 + (s - 1) t) to a spacing (Esser et al. 2024, eq. 23).
+
+    s > 1 puts more steps at high noise.
+    """
 
     def move(t, s):
         return s * t / (1.0 + (s - 1.0) * t)
@@ -118,3 +123,28 @@ def make_spacing(name: str = "uniform", shift: float = 1.0, **parameters: float)
     """Returns the spacing `name` of SPACINGS, shifted; an unknown name raises InputError."""
     spacing = choose(SPACINGS, name, "spacing")(**parameters)
     return spacing if shift == 1.0 else shifted(spacing, shift)
+
+
+def levels(schedule: Schedule, t: np.ndarray, dtype: Any = np.float32) -> Level:
+    """Returns the sampling levels [N + 1] at the decreasing times t [N + 1] of a spacing.
+
+    A last t of 0 means the clean image: alpha 1 and sigma 0 exactly, also where the schedule itself
+    stops at sigma_min. Computed on the host in float64, then cast.
+
+    Raises:
+      InputError: the noise does not fall from each level to the next (too many steps, or a repeat).
+    """
+    t = np.asarray(t, np.float64)
+    alpha = np.array(schedule.alpha(t), np.float64)
+    sigma = np.array(schedule.sigma(t), np.float64)
+    if t[-1] == 0.0:
+        alpha[-1], sigma[-1] = 1.0, 0.0
+    alpha, sigma = alpha.astype(dtype), sigma.astype(dtype)
+    # Compared as angles atan(sigma / alpha), as alpha may be 0, and after the cast.
+    fall = np.diff(-np.arctan2(sigma.astype(np.float64), alpha.astype(np.float64)))
+    if len(t) < 2 or not np.all(fall > 0.0):
+        raise InputError(
+            f"{len(t) - 1} sampling steps on schedule '{schedule.name}': the noise must fall from "
+            "each level to the next. Use fewer steps or another spacing."
+        )
+    return Level(jnp.asarray(t.astype(dtype)), jnp.asarray(alpha), jnp.asarray(sigma))

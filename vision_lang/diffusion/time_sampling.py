@@ -1,8 +1,8 @@
-"""Which t each training example gets: functions of the example's own key, so that 1 and 8 devices agree.
+"""Which t a training example gets: functions of its own key, so that 1 and 8 devices agree.
 
 Every function is (schedule, keys [B], index [B], batch_size) -> t [B] in [t_min, t_max]. `index` is
-the example's position in the global batch and `batch_size` the global size: only stratified sampling
-uses them. Keys come from fold_in(seed, purpose, step, example).
+the example's position in the global batch and `batch_size` the global size: only stratified
+sampling uses them. Keys come from fold_in(seed, purpose, step, example).
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def uniform() -> TimeSampling:
 
 
 def stratified() -> TimeSampling:
-    """t uniform in the example's own slice of [t_min, t_max]: example i of B gets the i-th of B slices.
+    """t uniform in the example's own slice of [t_min, t_max]: example i of B in the i-th of B.
 
-    Uniform over a batch whose examples come in random order, with less variance (the aim of Kingma et
-    al. 2021, appendix I.1, with one offset per example in place of a shared one).
+    Uniform over a batch whose examples come in random order, with less variance (the aim of Kingma
+    et al. 2021, appendix I.1, with one offset per example in place of a shared one).
     """
 
     def draw(schedule, keys, index, batch_size):

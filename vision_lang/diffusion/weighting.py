@@ -8,15 +8,15 @@ taken on the network's own output o, with the weight
 for every prediction type: the same weighting is the same loss, whatever the network predicts. Only
 "uniform" is defined on the output itself (w = 1), as in the papers of each prediction type.
 
-| name    | W(lambda)                                                     | source                       |
-|---------|---------------------------------------------------------------|------------------------------|
-| uniform | 1 / (d x0 / d o)^2, that is w = 1                             | Ho et al. 2020, eq. 14       |
-| min_snr | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,       | Hang et al. 2023, eqs. 7-8   |
-|         | min(SNR, gamma) / (SNR + 1) for v                             |                              |
-| sigmoid | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for    | Kingma & Gao 2023            |
-|         | epsilon, at the times drawn (their integral over lambda       |                              |
-|         | differs by the density of lambda under the time sampling)     |                              |
-| edm     | (sigma^2 + sd^2) / (sigma sd)^2 at alpha = 1 = SNR + 1 / sd^2 | Karras et al. 2022, table 1  |
+| name    | W(lambda)                                                  | source                    |
+|---------|------------------------------------------------------------|---------------------------|
+| uniform | 1 / (d x0 / d o)^2, that is w = 1                          | Ho et al. 2020, eq. 14    |
+| min_snr | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,    | Hang et al. 2023, sec 3.4 |
+|         | min(SNR, gamma) / (SNR + 1) for v                          |                           |
+| sigmoid | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for | Kingma & Gao 2023         |
+|         | epsilon, at the times drawn (their integral over lambda    |                           |
+|         | differs by the density of lambda under the time sampling)  |                           |
+| edm     | SNR + 1 / sd^2, (sigma^2 + sd^2) / (sigma sd)^2 if alpha=1 | Karras et al. 2022, tab 1 |
 
 lambda is clipped to [-20, 20] first, so every weight is finite also where alpha or sigma is 0.
 """
@@ -67,7 +67,7 @@ def sigmoid(bias: float = 2.0) -> Weighting:
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """1 / c_out^2 on the squared error of x0, Karras et al. 2022 (1 on the edm prediction's output)."""
+    """1 / c_out^2 on the squared error of x0, Karras et al. 2022 (1 on the edm prediction)."""
     return _of_x0_error(lambda lam: jnp.exp(lam) + 1.0 / sigma_data**2)
 
 
