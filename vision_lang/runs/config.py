@@ -7,6 +7,7 @@ JSON has one kind of sequence, so that a config survives `from_json(to_json(c))`
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -60,6 +61,11 @@ def from_json(text: str) -> ConfigDict:
     if not isinstance(tree, dict):
         raise InputError("The stored config is not a JSON object.")
     return ConfigDict(_tuples(tree)).lock()
+
+
+def fingerprint(config: ConfigDict) -> str:
+    """Returns the sha256 (hex) of the stored form of a config."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()
 
 
 def load(spec: str) -> ConfigDict:

@@ -121,7 +121,7 @@ def _hash_files(directory: epath.Path, names: list[str] | None = None) -> dict[s
 
 def _files_under(directory: epath.Path, prefix: str = "") -> list[str]:
     """Returns relative names of all files (epath has no recursive glob, buckets being slow)."""
-    names = []
+    names: list[str] = []
     for path in directory.iterdir():
         name = prefix + path.name
         names += _files_under(path, name + "/") if path.is_dir() else [name]

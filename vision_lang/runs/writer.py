@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,7 @@ class Writer:
         if step < self._current["step"]:
             raise ValueError(f"Step {step} is logged after step {self._current['step']}.")
         is_new = step > self._current["step"]
-        record = {"step": step} if is_new else dict(self._current)
+        record: dict[str, Any] = {"step": step} if is_new else dict(self._current)
         again = [name for name in values if name in record]
         if again and step > self._start:
             raise ValueError(f"{', '.join(again)}: logged twice at step {step}.")
@@ -208,7 +208,7 @@ def _kept_lines(path: epath.Path, last_step: int | None) -> list[str]:
     return kept
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Returns a Markdown table."""
     lines = [head, ("---",) * len(head), *rows]
     cells = [[str(cell).replace("|", "\\|") or " " for cell in line] for line in lines]
