@@ -1,0 +1,68 @@
+"""Prepared copies of a user's own files: one per state of the source, never shared.
+
+A copy lies at DIR/<builder>/<stem>-<place>-<state>/<version>: `place` is a hash of the source's
+path, so that two sources never share a copy, and `state` its fingerprint, so that a source that
+changed is prepared anew. Old copies are kept; they may be deleted by hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Only one process at a time prepares under `directory` (on a local disk).
+
+    Three runs started together on a fresh machine would otherwise build the same data thrice and
+    get in each other's way at the final rename. Buckets have no locks: there, the last one wins.
+    """
+    folder = epath.Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    if "://" in str(folder):
+        yield
+        return
+    import fcntl
+
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield  # closing the file gives the lock back, also when the process dies
+
+
+def prepare(
+    cls: type[tfds.core.GeneratorBasedBuilder],
+    make_config: Callable[[str], tfds.core.BuilderConfig],
+    *,
+    source: str,
+    fingerprint: str,
+    directory: str,
+) -> Any:
+    """Opens the copy of a source in this state, after making it where there is none.
+
+    Args:
+      cls: the TFDS builder.
+      make_config: config name -> builder config; called only when there is something to prepare.
+      source: path of the source, made absolute.
+      fingerprint: hex digits, of the source's state.
+      directory: where prepared data sets live.
+    """
+    stem = re.sub(r"[^A-Za-z0-9_]+", "_", epath.Path(source).stem)[:40]
+    place = f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:8]}-"
+    name = place + fingerprint
+    target = epath.Path(directory) / cls.name / name / str(cls.VERSION)
+    with locked(directory):
+        if not (target / "dataset_info.json").exists():
+            parent = target.parent.parent
+            if parent.exists() and any(old.name.startswith(place) for old in parent.iterdir()):
+                logging.warning("%s has changed since it was prepared: preparing it anew.", source)
+            builder = cls(config=make_config(name), data_dir=directory, file_format="array_record")
+            builder.download_and_prepare()
+    return tfds.builder_from_directory(target)

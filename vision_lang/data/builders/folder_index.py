@@ -1,0 +1,194 @@
+"""What is in a folder (or zip) of pictures: which file, with which words, in which split.
+
+Hugging Face's imagefolder convention: `metadata.jsonl` in the folder or in its sub-folders, one
+JSON object per line with `file_name` (relative to that file), `text` (a string or several),
+`label` (a string or a number), `split`, `group`; other fields are kept as strings. Without
+metadata the sub-folders are the classes; sub-folders called train, validation and test are splits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import posixpath
+from typing import Any
+
+from vision_lang.data.builders.folder_files import Files
+from vision_lang.errors import InputError, choose
+
+METADATA = "metadata.jsonl"
+SPLITS = {
+    "train": "train", "validation": "validation", "val": "validation", "valid": "validation",
+    "test": "test",
+}  # fmt: skip
+KNOWN_FIELDS = ("file_name", "text", "label", "split", "group")
+LARGEST_LABEL = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example of a folder: `where` says its metadata line in messages, or is its path."""
+
+    path: str
+    where: str
+    texts: tuple[str, ...]
+    label: str | int | None
+    split: str
+    fields: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """All examples; class names by label (() = no labels); names of the other fields."""
+
+    records: tuple[Record, ...]
+    class_names: tuple[str, ...]
+    field_names: tuple[str, ...]
+    unlisted: int  # pictures that no metadata line mentions
+
+
+def read_index(files: Files) -> Index:
+    """Reads what a folder holds.
+
+    Raises:
+      InputError: no picture, invalid metadata (with the line), a line whose file is missing or
+        lies outside of the folder.
+    """
+    pictures = files.pictures()
+    metadata = [name for name in files.names() if posixpath.basename(name) == METADATA]
+    if metadata:
+        records = [record for name in metadata for record in _read_metadata(files, name)]
+        unlisted = len(set(pictures) - {record.path for record in records})
+    else:
+        records, unlisted = _from_sub_folders(pictures), 0
+    if not records:
+        raise InputError(
+            f"There is no picture in {files.path}. Put pictures (png, jpg, ...) into it, with "
+            f"{METADATA} or in one sub-folder per class."
+        )
+    _check_texts(records)
+    names = sorted({name for record in records for name in record.fields})
+    return Index(tuple(records), _class_names(records), tuple(names), unlisted)
+
+
+def split_of(key: str) -> str:
+    """The split that a group or file name falls into: 80 % train, 10 % validation, 10 % test.
+
+    A hash of the name alone, so that adding files moves none of the others.
+    """
+    bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 10
+    return {0: "test", 1: "validation"}.get(bucket, "train")
+
+
+def _read_metadata(files: Files, name: str) -> list[Record]:
+    folder = posixpath.dirname(name)
+    try:
+        lines = files.read(name).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{files.path}: {name} is not UTF-8 text: {error}.") from error
+    return [
+        _read_line(files, folder, line, f"{files.path}: {name} line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is not valid JSON: {error}.") from error
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise InputError(f'{where} must be an object with "file_name": "...".')
+    path = files.resolve(folder, entry["file_name"], where)
+    if not files.exists(path):
+        raise InputError(f"{where} names the file '{entry['file_name']}', which does not exist.")
+    key = entry.get("group") if entry.get("group") not in (None, "") else path
+    split = entry.get("split")
+    drawn = split in (None, "")
+    return Record(
+        path=path,
+        where=where,
+        texts=_texts(entry, where),
+        label=_label(entry, where),
+        split=split_of(str(key)) if drawn else choose(SPLITS, split, f"split in {where}:"),
+        fields={k.replace("/", "_"): as_string(v) for k, v in entry.items()
+                if k not in KNOWN_FIELDS or k == "group"},
+    )  # fmt: skip
+
+
+def _texts(entry: dict[str, Any], where: str) -> tuple[str, ...]:
+    """The captions of a line; a line that has the field must have a usable text in it."""
+    if "text" not in entry:
+        return ()
+    texts = [entry["text"]] if isinstance(entry["text"], str) else entry["text"]
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f'{where}: "text" must be a string or a list of strings.')
+    usable = tuple(text.strip() for text in texts if text.strip())
+    if not usable:
+        raise InputError(
+            f'{where} has no usable text: "text" is empty. Write one or remove the line.'
+        )
+    return usable
+
+
+def _label(entry: dict[str, Any], where: str) -> str | int | None:
+    label = entry.get("label")
+    if label is None or (isinstance(label, str) and label):
+        return label
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < LARGEST_LABEL:
+        raise InputError(
+            f'{where}: "label" must be a name or a class number from 0 on, not {label!r}.'
+        )
+    return label
+
+
+def as_string(value: Any) -> str:
+    """Any other field as a string: lists of strings joined by ", ", null empty, the rest JSON."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _from_sub_folders(pictures: list[str]) -> list[Record]:
+    """Class sub-folders, perhaps below train/, validation/ and test/."""
+    tops = {path.split("/")[0] for path in pictures}
+    by_split = bool(tops) and tops <= set(SPLITS) and all("/" in path for path in pictures)
+    records = []
+    for path in pictures:
+        parts = path.split("/")
+        split = SPLITS[parts.pop(0)] if by_split else split_of(path)
+        label = parts[0] if len(parts) > 1 else None
+        records.append(Record(path, path, (), label, split, {}))
+    return records
+
+
+def _check_texts(records: list[Record]) -> None:
+    """Either every line has a text, or none: a forgotten one would train on nothing."""
+    with_text = [record for record in records if record.texts]
+    if with_text and len(with_text) < len(records):
+        first = next(record for record in records if not record.texts)
+        raise InputError(
+            f'{first.where} has no "text", though {len(with_text)} of {len(records)} lines have '
+            "one. Give every line a text, or none."
+        )
+
+
+def _class_names(records: list[Record]) -> tuple[str, ...]:
+    labels = {record.label for record in records} - {None}
+    if not labels:
+        return ()
+    if all(isinstance(label, str) for label in labels):
+        return tuple(sorted(str(label) for label in labels))
+    mixed = next((record for record in records if isinstance(record.label, str)), None)
+    if mixed is not None:
+        raise InputError(f'{mixed.where}: "label" is a name here and a number in other lines.')
+    return tuple(
+        str(number)
+        for number in range(max(int(label) for label in labels if label is not None) + 1)
+    )

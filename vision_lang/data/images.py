@@ -1,0 +1,102 @@
+"""Encoded picture bytes -> RGB array, for every mode that PIL reads."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+PLAIN_MODES = {"PNG": ("RGB", "L", "RGBA"), "JPEG": ("RGB", "L")}
+EXIF_ORIENTATION = 0x0112
+
+
+class BadImage(Exception):
+    """A picture that cannot be decoded. The message says why, without the picture's name."""
+
+
+def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
+    """Decodes one picture; transparency is composited over a background colour.
+
+    EXIF rotation is not applied here, as in TensorFlow's and torchvision's readers, so that
+    public data sets give the pixels that published numbers were measured on. The folder builder
+    applies it once, while preparing.
+
+    Args:
+      encoded: the bytes of a PNG, JPEG or any other file that PIL reads (first frame).
+      background: RGB, 0..255.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      BadImage: the bytes are no picture, are cut short or damaged.
+    """
+    image = to_rgb(_load(encoded), background)
+    return np.asarray(image)
+
+
+def normalise(encoded: bytes) -> bytes:
+    """Returns `encoded` itself if it is a plain PNG or JPEG, else the same picture as PNG.
+
+    Plain: one frame, RGB or greyscale (PNG also RGBA), no EXIF rotation. Anything else (palette,
+    16 bit, CMYK, GIF, WebP, rotated...) becomes RGB, or RGBA where it has transparency: alpha is
+    kept, so that the background colour stays a choice of each run.
+
+    Raises:
+      BadImage: as in `decode`.
+    """
+    image = _load(encoded)
+    rotated = image.getexif().get(EXIF_ORIENTATION, 1) != 1
+    plain = image.mode in PLAIN_MODES.get(image.format or "", ())
+    keyed = "transparency" in image.info
+    if plain and not rotated and not keyed and getattr(image, "n_frames", 1) == 1:
+        return encoded
+    if rotated:
+        image = ImageOps.exif_transpose(image)
+    image = _eight_bit(image)
+    image = image.convert("RGBA" if has_alpha(image) else "RGB")
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def to_rgb(image: Image.Image, background: Sequence[int]) -> Image.Image:
+    """Returns the picture as RGB, transparency composited over `background` (RGB, 0..255)."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    image = _eight_bit(image)
+    if not has_alpha(image):
+        return image.convert("RGB")
+    canvas = Image.new("RGBA", image.size, (*(int(c) for c in background), 255))
+    return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """True if a pixel may be transparent: an alpha channel, or a transparent palette colour."""
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _load(encoded: bytes) -> Image.Image:
+    """Opens and fully decodes; every way in which PIL reports damage becomes BadImage."""
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
+    except UnidentifiedImageError as error:  # its own text is only an object's address
+        raise BadImage("not a picture in a format that PIL reads") from error
+    except Exception as error:  # noqa: BLE001  (OSError, SyntaxError, ValueError, struct.error...)
+        raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
+    return image
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit greyscale (I;16, or I as some formats load it) -> L; other modes unchanged."""
+    if not image.mode.startswith("I"):
+        if image.mode == "F":
+            raise BadImage("floating-point pictures have no fixed range; save them as 8 or 16 bit")
+        return image
+    values = np.asarray(image).astype(np.int64)
+    if values.max(initial=0) > 255:  # 65535 -> 255, rounded
+        values = (np.clip(values, 0, 65535) * 255 + 32767) // 65535
+    return Image.fromarray(values.astype(np.uint8))

@@ -1,0 +1,267 @@
+"""A split -> batches of arrays. B global batch, L text length, R resolution.
+
+  image uint8 [B, R, R, 3]    tokens int32 [B, L]    text_mask bool [B, L]    label int32 [B]
+  weight float32 [B]: 0 for a broken record or a padding row, else 1
+  index int32 [B]: in training the position in the global batch, in evaluation in the split
+
+A training batch is a pure function of (seed, step): grain's `shuffle` and `repeat` give the order,
+and the draws of an example (which of its captions, crop, flip) come from a generator keyed by
+(seed, step, row). Workers only decide who computes it, so resuming needs one integer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import grain
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from vision_lang.data import augment
+from vision_lang.data.prefetch import Prefetch
+from vision_lang.data.reading import BadRecord, Source
+from vision_lang.errors import InputError, choose
+
+T = TypeVar("T")
+Batch = dict[str, np.ndarray]
+Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]  # text -> ids int32 [L], mask bool [L]
+
+BAD = "bad"  # key under which a batch carries the names of broken records to the main process
+NAMES_SHOWN = 10  # in a message
+EXAMPLE_STREAM = 1  # second word of the generators' key: keeps them apart from other uses
+
+
+class ExampleError(RuntimeError):
+    """An example could not be made for another reason than a broken picture; names the example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _MakeBatch:
+    """(step, example ids [B]) -> the rows of a batch that are this process's. Picklable.
+
+    seed: None in evaluation: no draw, `index` is the example's own.
+    """
+
+    source: Source
+    encode: Encode | None
+    resolution: int
+    crop: str
+    flip: bool
+    background: tuple[int, int, int]
+    text_length: int
+    seed: int | None
+    rows: slice
+
+    def __call__(self, step: int, ids: np.ndarray) -> dict[str, Any]:
+        rows = range(*self.rows.indices(len(ids)))
+        batch = self._blank(len(rows))
+        bad = []
+        for k, row in enumerate(rows):
+            example_id = int(ids[row])
+            batch["index"][k] = example_id if self.seed is None else row
+            if example_id >= len(self.source):  # padding of the last evaluation batch
+                batch["weight"][k] = 0
+                continue
+            try:
+                self._fill(batch, k, example_id, step, row)
+            except BadRecord as error:
+                batch["weight"][k] = 0
+                bad.append(f"{error.name}\t{error.reason}")
+            except InputError:
+                raise
+            except Exception as error:
+                name = _name(self.source, example_id)
+                reason = f"{type(error).__name__}: {error}"
+                raise ExampleError(f"Example '{name}' could not be read: {reason}") from error
+        batch[BAD] = "\n".join(bad)
+        return batch
+
+    def _blank(self, size: int) -> dict[str, Any]:
+        """Rows without content: black, the empty text, no label."""
+        ids, mask = self._encode("")
+        return {
+            "image": np.zeros((size, self.resolution, self.resolution, 3), np.uint8),
+            "tokens": np.tile(ids, (size, 1)),
+            "text_mask": np.tile(mask, (size, 1)),
+            "label": np.full(size, -1, np.int32),
+            "weight": np.ones(size, np.float32),
+            "index": np.zeros(size, np.int32),
+        }
+
+    def _fill(self, batch: dict[str, Any], k: int, example_id: int, step: int, row: int) -> None:
+        example = self.source[example_id]
+        texts = example["texts"]
+        drawn = self.seed is not None and (len(texts) > 1 or augment.draws(self.crop, self.flip))
+        rng = self._generator(step, row) if drawn else None
+        if self.encode is not None:
+            if not texts:
+                raise InputError(
+                    f"'{example['name']}' has no text. Name the field with data.text_key, add "
+                    "texts to the data set, or train with condition=label."
+                )
+            chosen = 0 if rng is None else int(rng.integers(len(texts)))
+            batch["tokens"][k], batch["text_mask"][k] = self.encode(texts[chosen])
+        batch["image"][k] = augment.fit(
+            example["image"], self.resolution, crop=self.crop, flip=self.flip,
+            background=self.background, rng=rng,
+        )  # fmt: skip
+        batch["label"][k] = example["label"]
+
+    def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        if self.encode is None:
+            return np.zeros(self.text_length, np.int32), np.zeros(self.text_length, bool)
+        return self.encode(text)
+
+    def _generator(self, step: int, row: int) -> np.random.Generator:
+        """Philox (Salmon et al. 2011) is counter-based: the stream is the key and the counter."""
+        assert self.seed is not None
+        key = np.array([self.seed % 2**64, EXAMPLE_STREAM], np.uint64)
+        counter = np.array([0, 0, step, row], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+class Batches(Iterator[Batch]):
+    """Batches from grain, with the broken records taken out, named and counted.
+
+    Attributes:
+      bad: what was broken so far, name -> reason.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, Any]], source: Source, max_bad_share: float):
+        self.bad: dict[str, str] = {}
+        self._batches, self._size, self._split = batches, len(source), source.split
+        self._allowed = max_bad_share * len(source)
+        self._share = max_bad_share
+
+    def __next__(self) -> Batch:
+        batch = next(self._batches)
+        bad = batch.pop(BAD)
+        for entry in bad.split("\n") if bad else ():
+            name, _, reason = entry.partition("\t")
+            if name not in self.bad:
+                logging.warning("Broken record, left out with weight 0: %s (%s)", name, reason)
+                self.bad[name] = reason
+        if len(self.bad) > self._allowed:
+            shown = ", ".join(list(self.bad)[:NAMES_SHOWN])
+            more = len(self.bad) - NAMES_SHOWN
+            raise InputError(
+                f"{len(self.bad)} broken records in the {self._size} of the split "
+                f"'{self._split}', more than data.max_bad_share={self._share} allows: {shown}"
+                f"{f' and {more} more' if more > 0 else ''}. Repair or remove them."
+            )
+        return batch
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if close := getattr(self._batches, "close", None):
+            close()
+
+
+def train_batches(
+    source: Source,
+    encode: Encode | None,
+    *,
+    data: ConfigDict,
+    batch_size: int,
+    seed: int,
+    step: int = 0,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Endless training batches, beginning with that of `step`.
+
+    Args:
+      source: an opened split.
+      encode: text -> (ids [L], mask [L]), picklable, such as
+        `functools.partial(tokenizer.encode, length=L)`; None: text is not used (tokens all 0).
+      data: `config.data`.
+      batch_size: B, over all processes; each process gets its contiguous share of the rows.
+      seed: of the order and of all draws.
+      step: of the first batch.
+      workers: processes that compute batches; 0 = a thread of this one.
+
+    Raises (also later, from the iterator):
+      InputError: too many broken records; an example without text where text is wanted.
+      ExampleError: an example failed in another way.
+    """
+    if not len(source):
+        raise InputError(f"The split '{source.split}' is empty.")
+    if batch_size % process_count:
+        raise InputError(
+            f"batch_size={batch_size} cannot be shared equally among {process_count} processes."
+        )
+    local = batch_size // process_count
+    rows = slice(process_index * local, (process_index + 1) * local)
+    make = _make(source, encode, data, seed, rows)
+    order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
+    return _batches(order.batch(batch_size).map_with_index(make)[step:], source, data, workers)
+
+
+def eval_batches(
+    source: Source,
+    encode: Encode | None,
+    *,
+    data: ConfigDict,
+    batch_size: int,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Every example once, in the split's order, without any draw; arguments as in `train_batches`.
+
+    The last batch is filled up with rows of weight 0, whose index continues past the end.
+    """
+    count = -(-len(source) // batch_size)
+    local = batch_size // process_count
+    rows = slice(process_index * local, (process_index + 1) * local)
+    make = _make(source, encode, data, None, rows)
+    order = grain.MapDataset.range(count * batch_size)
+    return _batches(order.batch(batch_size).map_with_index(make), source, data, workers)
+
+
+def prefetch(iterator: Iterable[Batch], place: Callable[[Batch], T], depth: int = 2) -> Prefetch[T]:
+    """`place(batch)` of each batch (a device put), computed ahead in a thread; see `Prefetch`."""
+    return Prefetch(iterator, place, depth)
+
+
+def _make(
+    source: Source, encode: Encode | None, data: ConfigDict, seed: int | None, rows: slice
+) -> _MakeBatch:
+    choose(augment.CROPS, data.crop, "crop policy (data.crop)")
+    background = tuple(data.background)
+    return _MakeBatch(
+        source=dataclasses.replace(source, background=background), encode=encode,
+        resolution=data.resolution, crop=data.crop, flip=data.flip, background=background,
+        text_length=data.text_length, seed=seed, rows=rows,
+    )  # fmt: skip
+
+
+def _batches(dataset: Any, source: Source, data: ConfigDict, workers: int) -> Batches:
+    # One thread that is one batch ahead: more would take cores from XLA on a small machine.
+    # Where decoding is the bottleneck, `workers` is the answer.
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    iterable = dataset.to_iter_dataset(options)
+    if workers:
+        _allow_unparsed_flags()
+        iterable = iterable.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return Batches(iter(iterable), source, data.max_bad_share)
+
+
+def _allow_unparsed_flags() -> None:
+    """Lets grain read its own absl flags in programs that never parse any (notebooks, tests)."""
+    if not flags.FLAGS.is_parsed():
+        for name in flags.FLAGS:
+            if name.startswith("grain_"):
+                flags.FLAGS[name].present = True
+
+
+def _name(source: Source, index: int) -> str:
+    """The example's name; its position where not even that can be read."""
+    try:
+        return source.name(index)
+    except Exception:  # noqa: BLE001  (the first error is the one to report)
+        return f"{source.split}[{index}]"

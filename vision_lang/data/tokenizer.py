@@ -1,0 +1,225 @@
+"""Captions <-> token ids, by Hugging Face `tokenizers`. L is the text length, V the vocabulary.
+
+A tokenizer is trained on the training captions (byte-level BPE, Sennrich et al. 2016, Radford et
+al. 2019: every string has an encoding) and kept as `tokenizer.json` in the run folder, or read
+from an existing file. A text is always `<bos> tokens <eos> <pad>...`, whatever the file's own
+post-processor would add, so that one rule holds for every tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from absl import logging
+from etils import epath
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from vision_lang.errors import InputError
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+
+# (begin, end, padding) of known vocabularies; the first triple that is complete in a file counts.
+SPECIAL_TOKENS = (
+    (BOS, EOS, PAD),
+    ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"),  # CLIP pads with its end token
+    ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),  # GPT-2 has this one only
+    ("<s>", "</s>", "<pad>"),  # RoBERTa, BART
+    ("[CLS]", "[SEP]", "[PAD]"),  # BERT
+)
+SMALLEST_VOCABULARY = 256 + 3  # each byte and the special tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer as one JSON string: hashable, comparable, and safe to send to a worker."""
+
+    json: str
+
+    @functools.cached_property
+    def _hf(self) -> tokenizers.Tokenizer:
+        try:
+            hf = tokenizers.Tokenizer.from_str(self.json)
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"This is no tokenizer.json of Hugging Face: {error}") from error
+        hf.no_padding()
+        hf.no_truncation()
+        hf.encode_special_tokens = True  # a user who types "<eos>" means these five characters
+        return hf
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"json": self.json}
+
+    @functools.cached_property
+    def specials(self) -> tuple[int, int, int]:
+        """Ids of begin, end and padding."""
+        for names in SPECIAL_TOKENS:
+            ids = [i for i in map(self._hf.token_to_id, names) if i is not None]
+            if len(ids) == 3:
+                return ids[0], ids[1], ids[2]
+        known = "; ".join(", ".join(names) for names in SPECIAL_TOKENS)
+        raise InputError(
+            "This tokenizer.json has no known tokens for begin, end and padding of a text "
+            f"(known triples: {known}). Add one of them to the file, or leave data.tokenizer "
+            "empty to train one on the captions."
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """V, special tokens included: ids are 0..V-1."""
+        return max(self._hf.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def pad_id(self) -> int:
+        return self.specials[2]
+
+    @property
+    def bos_id(self) -> int:
+        return self.specials[0]
+
+    @property
+    def eos_id(self) -> int:
+        return self.specials[1]
+
+    def encode(
+        self, text: str, length: int, *, strict: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes one text.
+
+        Args:
+          text: any string, also empty.
+          length: L, at least 2.
+          strict: refuse a text that is too long (a prompt) instead of cutting it (a caption).
+
+        Returns:
+          ids int32 [L]: begin, tokens, end, padding; mask bool [L]: True up to the end token.
+
+        Raises:
+          InputError: strict, and the text has more than L - 2 tokens.
+        """
+        # The fast call of the library leaves out character offsets; it exists for batches only.
+        encoded = self._hf.encode_batch_fast([text], add_special_tokens=False)[0]
+        return self._frame(encoded.ids, text, length, strict)
+
+    def encode_batch(
+        self, texts: Sequence[str], length: int, *, strict: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes B texts: ids int32 [B, L], mask bool [B, L]; see `encode`."""
+        encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        rows = [self._frame(e.ids, t, length, strict) for e, t in zip(encoded, texts, strict=True)]
+        ids = np.stack([row[0] for row in rows]) if rows else np.zeros((0, length), np.int32)
+        mask = np.stack([row[1] for row in rows]) if rows else np.zeros((0, length), bool)
+        return ids, mask
+
+    def _frame(
+        self, tokens: list[int], text: str, length: int, strict: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        begin, end, padding = self.specials
+        room = length - 2
+        if strict and len(tokens) > room:
+            raise InputError(
+                f"The prompt {text!r} has {len(tokens)} tokens, but the text length of this "
+                f"model leaves room for {room} (data.text_length={length}, less begin and end). "
+                "Shorten it."
+            )
+        tokens = tokens[:room]
+        ids = np.full(length, padding, np.int32)
+        ids[: len(tokens) + 2] = [begin, *tokens, end]
+        return ids, np.arange(length) < len(tokens) + 2
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Ids back to text, without special tokens and what follows the first end token."""
+        begin, end, padding = self.specials
+        kept: list[int] = []
+        for token in (int(i) for i in ids):
+            if token == begin and not kept:
+                continue
+            if token in (end, padding):
+                break
+            kept.append(token)
+        return self._hf.decode(kept, skip_special_tokens=True).strip()
+
+    def count_truncated(self, texts: Sequence[str], length: int) -> int:
+        """How many of the texts have more than L - 2 tokens, and so lose their end."""
+        encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+        return sum(len(e) > length - 2 for e in encoded)
+
+    def save(self, path: epath.PathLike) -> None:
+        """Writes tokenizer.json in the Hugging Face format."""
+        epath.Path(path).write_text(self.json)
+
+
+def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains byte-level BPE; the same texts give the same tokenizer, bit for bit.
+
+    Args:
+      texts: the training captions; only their words count, so order does not matter.
+      vocab_size: the most tokens to have, special tokens included; few captions give fewer.
+
+    Raises:
+      InputError: there is no text, or vocab_size leaves no room for the bytes.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise InputError(
+            f"data.vocab_size={vocab_size} is too small: every byte and three special tokens "
+            f"need {SMALLEST_VOCABULARY}; 512 to 8192 is usual for captions."
+        )
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise InputError(
+            "No captions to train a tokenizer on: the training split has no text. Name the field "
+            "with data.text_key, or add texts to the data set."
+        )
+    hf = tokenizers.Tokenizer(models.BPE())
+    hf.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    hf.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    hf.train_from_iterator(texts, trainer)
+    return Tokenizer(hf.to_str())
+
+
+def load(path: epath.PathLike) -> Tokenizer:
+    """Reads a tokenizer.json; a folder that holds one will do.
+
+    Raises:
+      InputError: there is no such file, it is no tokenizer, or its special tokens are unknown.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / "tokenizer.json"
+    if not file.exists():
+        raise InputError(f"There is no tokenizer at {file} (data.tokenizer).")
+    tokenizer = Tokenizer(file.read_text())
+    try:
+        _ = tokenizer.specials
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    return tokenizer
+
+
+def for_captions(texts: Sequence[str], *, path: str, vocab_size: int, length: int) -> Tokenizer:
+    """The tokenizer that a config asks for: read from `path`, or trained where it is empty.
+
+    Says once how many of the texts are cut because they are longer than `length`.
+    """
+    tokenizer = load(path) if path else train(texts, vocab_size)
+    cut = tokenizer.count_truncated(texts, length)
+    if cut:
+        logging.warning(
+            "%d of %d training captions (%.1f %%) are longer than data.text_length=%d tokens "
+            "and lose their end.",
+            cut,
+            len(texts),
+            100 * cut / len(texts),
+            length,
+        )
+    return tokenizer
