@@ -19,6 +19,7 @@ endif
 BIN := $(VENV)/bin
 PIP_INSTALL := -m pip install --disable-pip-version-check --no-input
 READY := $(VENV)/.ready$(ACCELERATOR:%=-%)
+REQUIREMENTS := requirements.txt requirements/dev.txt $(wildcard requirements/lock-*.txt)
 PARITY := .venv-parity
 LOCKING := .venv-lock
 
@@ -37,7 +38,7 @@ setup: $(READY)  ## the environment: .venv with all dependencies (options: PYTHO
 	print("$(VENV) is ready: Python", sys.version.split()[0] + ", jax", version("jax"))'
 
 # A mark written last, so that a set-up that was interrupted starts again from nothing.
-$(READY): requirements.txt requirements/dev.txt $(wildcard requirements/lock-*.txt)
+$(READY): $(REQUIREMENTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "vision_lang needs Python 3.11 or later, which '$(PYTHON)' is not:" \
 	    "name another one, as in 'make setup PYTHON=python3.12'." >&2; exit 1; }
@@ -72,7 +73,7 @@ test-slow: $(READY)  ## the tests that take minutes
 test-parity: $(PARITY)/.ready-parity  ## comparisons with the reference libraries, in their own environment
 	$(PARITY)/bin/python -m pytest -m parity $(ARGS)
 
-$(PARITY)/.ready-parity: requirements/parity.txt $(READY)
+$(PARITY)/.ready-parity: requirements/parity.txt $(REQUIREMENTS)
 	$(MAKE) setup VENV=$(PARITY) ACCELERATOR=
 	$(PARITY)/bin/python $(PIP_INSTALL) -r requirements/parity.txt
 	@touch $@
