@@ -1,0 +1,309 @@
+"""Text (or label) -> image: the loss of a diffusion model and how it draws.
+
+Shapes: B batch, H W height and width of the image, C = 3, L text length, D width of the text.
+Images are uint8 in batches and float32 in [-1, 1] here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vision_lang import keys as random_keys
+from vision_lang.diffusion import guidance as guiding
+from vision_lang.diffusion import prediction as predictions
+from vision_lang.diffusion import samplers, schedules, spacing, time_sampling, weighting
+from vision_lang.errors import InputError, choose
+from vision_lang.models import layers
+from vision_lang.models.text_encoder import TextEncoder, TextSpec
+from vision_lang.models.unet import UNet, UNetSpec
+from vision_lang.tasks.conditioning import MASK_POLICIES, Condition, TextConditioning
+
+Variables = Any
+NOISE_BINS = 4  # the loss is logged for each quarter of t
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+CONDITIONS = {"text": "captions", "label": "classes"}
+
+
+class DataFacts(NamedTuple):
+    """What a task must know of the data set; kept in the run folder beside the config."""
+
+    vocab_size: int
+    null_tokens: tuple[int, ...]  # the empty text as the tokenizer writes it, [L]
+    null_mask: tuple[bool, ...]
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn; a row of choices that `generate` and the evaluators share."""
+
+    sampler: str = "dpmpp_2m"
+    steps: int = 30
+    guidance: float = 3.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+    spacing: str = "uniform"
+    shift: float = 1.0
+    clip: str = "static"
+    eta: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """The task. `from_config` builds it; nothing in it changes afterwards."""
+
+    text_encoder: TextEncoder
+    unet: UNet
+    schedule: schedules.Schedule
+    prediction: predictions.Prediction
+    times: time_sampling.TimeSampling
+    weight: weighting.Weighting
+    conditioning: TextConditioning
+    condition: str
+    caption_drop: float
+    patch: int
+    resolution: int
+    batch_size: int
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and types of one example (without the batch axis)."""
+        length, side = len(self.conditioning.null_tokens), self.resolution
+        struct = jax.ShapeDtypeStruct
+        return {
+            "image": struct((side, side, 3), jnp.uint8),
+            "tokens": struct((length,), jnp.int32),
+            "text_mask": struct((length,), jnp.bool_),
+            "label": struct((), jnp.int32),
+            "weight": struct((), jnp.float32),
+            "index": struct((), jnp.int32),
+        }
+
+    def init(self, key: jax.Array) -> Variables:
+        """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters."""
+        text_key, unet_key = jax.random.split(key)
+        null = self.conditioning.null(1)
+        text = self.text_encoder.init(text_key, null.tokens)
+        context, _ = self.text_encoder.apply(text, null.tokens)
+        side = self.resolution // self.patch
+        x = jnp.zeros((1, side, side, 3 * self.patch**2))
+        unet = self.unet.init(unet_key, x, jnp.zeros(1), context, null.mask, null.label)
+        return {"params": {"text_encoder": text["params"], "unet": unet["params"]}}
+
+    def condition_of(self, batch: dict[str, jax.Array]) -> Condition:
+        """Returns what the images of a batch are to be drawn from."""
+        return self.make_condition(batch["tokens"], batch["text_mask"], batch["label"])
+
+    def make_condition(self, tokens: jax.Array, mask: jax.Array, label: jax.Array) -> Condition:
+        """Keeps what `condition` names and replaces the other by its null value."""
+        null = self.conditioning.null(tokens.shape[0])
+        if self.condition == "label":
+            return Condition(null.tokens, null.mask, jnp.where(label < 0, null.label, label))
+        return Condition(tokens, mask, null.label)
+
+    def loss(
+        self,
+        variables: Variables,
+        batch: dict[str, jax.Array],
+        keys: jax.Array,  # [B], one per example
+        *,
+        across: Any,
+        train: bool,
+    ) -> tuple[jax.Array, dict, dict[str, tuple[jax.Array, jax.Array]]]:
+        """Returns the loss of each example [B], new mutable collections (none), and metrics as
+        (sum, count) pairs: the loss in each quarter of t.
+
+        In training the times come from `times` and conditions are dropped; otherwise (validation)
+        the times are a fixed low-discrepancy sequence over the examples, without drops.
+        """
+        x0 = to_model(batch["image"])
+        condition, dropout = self.condition_of(batch), None
+        if train:
+            t = self.times(
+                self.schedule, random_keys.named(keys, "times"), batch["index"], self.batch_size
+            )
+            drop_keys = random_keys.named(keys, "caption drop")
+            dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.caption_drop))(drop_keys)
+            condition = self.conditioning.drop(condition, dropped)
+            dropout = random_keys.named(keys, "dropout")
+        else:
+            t = fixed_times(self.schedule, batch["index"])
+        noise_keys = random_keys.named(keys, "noise")
+        eps = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(noise_keys)
+
+        level = self.schedule.level(t)
+        x_t = predictions.add_noise(x0, eps, level)
+        context, mask = self.encode(variables, condition, dropout)
+        scale = schedules.expand(self.schedule.input_scale(t), x_t)
+        time = self.schedule.network_time(t)
+        output = self.network(variables, scale * x_t, time, context, mask, condition.label, dropout)
+
+        target = self.prediction.target(x0, eps, level.alpha, level.sigma)
+        error = jnp.square(output - target).mean(axis=(1, 2, 3))
+        losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
+        return losses, {}, self._loss_by_noise(losses, t, batch["weight"])
+
+    def _loss_by_noise(self, losses: jax.Array, t: jax.Array, weight: jax.Array) -> dict:
+        low, high = self.schedule.t_min, self.schedule.t_max
+        which = jnp.clip((t - low) / (high - low) * NOISE_BINS, 0, NOISE_BINS - 1).astype(jnp.int32)
+        inside = jax.nn.one_hot(which, NOISE_BINS, axis=0) * weight  # [NOISE_BINS, B]
+        return {
+            f"loss_t{(i + 0.5) / NOISE_BINS:.3f}": ((inside[i] * losses).sum(), inside[i].sum())
+            for i in range(NOISE_BINS)
+        }
+
+    def encode(
+        self, variables: Variables, condition: Condition, dropout: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the text as vectors [B, L, D] and the mask of what may be attended."""
+        mask = self.conditioning.attended(condition.mask)
+        params = {"params": variables["params"]["text_encoder"]}
+        context, _ = self.text_encoder.apply(params, condition.tokens, mask, dropout)
+        return context, mask
+
+    def network(self, variables, x, time, context, mask, label, dropout=None) -> jax.Array:
+        """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
+        params = {"params": variables["params"]["unet"]}
+        x = layers.space_to_depth(x, self.patch)
+        output, _ = self.unet.apply(params, x, time, context, mask, label, dropout)
+        return layers.depth_to_space(output, self.patch)
+
+    def denoiser(
+        self, variables: Variables, condition: Condition, sampling: Sampling
+    ) -> predictions.Denoiser:
+        """Returns (x, level) -> x0 with guidance and clipping; the texts are encoded once, here."""
+
+        def denoise(x, level, inputs):
+            context, mask, label = inputs
+            network = lambda x, time: self.network(variables, x, time, context, mask, label)  # noqa: E731
+            return predictions.make_denoiser(network, self.schedule, self.prediction)(x, level)
+
+        null = self.conditioning.null(condition.tokens.shape[0])
+        inputs, null_inputs = (
+            (*self.encode(variables, c), c.label) for c in (condition, null)
+        )
+        guided = guiding.guided(
+            denoise, inputs, null_inputs, sampling.guidance, sampling.interval, sampling.rescale
+        )
+        return predictions.clipped(guided, sampling.clip)
+
+    def sample(
+        self, variables: Variables, condition: Condition, keys: jax.Array, sampling: Sampling
+    ) -> jax.Array:
+        """Draws one image per condition, [B, H, W, 3] float32 in [-1, 1]; `keys` [B] decide it."""
+        levels = self.levels(sampling)
+        noise_keys = random_keys.named(keys, "noise")
+        x = samplers.initial_noise(noise_keys, (self.resolution, self.resolution, 3), levels)
+        denoiser = self.denoiser(variables, condition, sampling)
+        return samplers.sample(make_sampler(sampling), denoiser, levels, x, noise_keys)
+
+    def levels(self, sampling: Sampling) -> schedules.Level:
+        """The noise levels of `sampling`, arrays [steps + 1]."""
+        space = spacing.make_spacing(sampling.spacing, sampling.shift)
+        return spacing.levels(self.schedule, space(self.schedule, sampling.steps))
+
+
+def make_sampler(sampling: Sampling) -> samplers.Sampler:
+    """Returns the sampler by name; `eta` is DDIM's alone."""
+    return samplers.make_sampler(
+        sampling.sampler, **({"eta": sampling.eta} if sampling.sampler == "ddim" else {})
+    )
+
+
+def to_model(image: jax.Array) -> jax.Array:
+    """uint8 [0, 255] -> float32 [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_image(x: jax.Array) -> np.ndarray:
+    """float [-1, 1] -> uint8 [0, 255], clipped and rounded."""
+    return np.asarray(jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255)).astype(np.uint8)
+
+
+def fixed_times(schedule: schedules.Schedule, index: jax.Array) -> jax.Array:
+    """Validation's t of each example: multiples of the golden ratio modulo 1, spread over [t_min, t_max].
+
+    Any run of consecutive examples covers the range evenly.
+    """
+    golden = 0.6180339887498949
+    u = jnp.mod(index.astype(jnp.float32) * golden + 0.5, 1.0)
+    return schedule.t_min + (schedule.t_max - schedule.t_min) * u
+
+
+def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
+    """Builds the task and checks every name and number of its config.
+
+    Raises:
+      InputError: an unknown name, an inadmissible (schedule, prediction), an image size that the
+        patches do not divide.
+    """
+    model, diffusion = config.model, config.diffusion
+    choose(CONDITIONS, config.condition, "condition")
+    choose(MASK_POLICIES, config.text_mask, "mask policy")
+    if config.condition == "label" and not facts.num_classes:
+        raise InputError("condition=label needs a data set with classes; this one has none.")
+    if config.data.resolution % model.patch:
+        raise InputError(
+            f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
+        )
+    schedule = schedules.make_schedule(diffusion.schedule)
+    prediction = predictions.make_prediction(diffusion.prediction)
+    predictions.check(schedule, prediction)
+    normal = {"mean": diffusion.time_mean, "std": diffusion.time_std}
+    time_arguments = {"logit_normal": normal, "log_normal": normal}
+    weight_arguments = {
+        "min_snr": {"gamma": diffusion.min_snr_gamma},
+        "sigmoid": {"bias": diffusion.sigmoid_bias},
+    }
+    dtype = choose(DTYPES, model.dtype, "dtype")
+    labelled = config.condition == "label"
+    task = Diffusion(
+        text_encoder=TextEncoder(
+            spec=TextSpec(**model.text),
+            vocab_size=facts.vocab_size,
+            max_length=config.data.text_length,
+            dtype=dtype,
+            remat=model.remat,
+        ),
+        unet=UNet(
+            spec=UNetSpec(**model.unet),
+            out_channels=3 * model.patch**2,
+            num_classes=facts.num_classes + 1 if labelled else 0,
+            dtype=dtype,
+            remat=model.remat,
+            fused=model.fused_attention,
+        ),
+        schedule=schedule,
+        prediction=prediction,
+        times=time_sampling.make_time_sampling(
+            diffusion.time_sampling, **time_arguments.get(diffusion.time_sampling, {})
+        ),
+        weight=weighting.make_weighting(
+            diffusion.weighting, **weight_arguments.get(diffusion.weighting, {})
+        ),
+        conditioning=TextConditioning(
+            np.asarray(facts.null_tokens, np.int32),
+            np.asarray(facts.null_mask, bool),
+            config.text_mask,
+            facts.num_classes,
+        ),
+        condition=config.condition,
+        caption_drop=config.caption_drop,
+        patch=model.patch,
+        resolution=config.data.resolution,
+        batch_size=config.batch_size,
+    )
+    check_sampling(task, Sampling(**config.sampling))
+    return task
+
+
+def check_sampling(task: Diffusion, sampling: Sampling) -> None:
+    """Raises InputError for an unknown sampler, spacing or clip, or for steps below 1."""
+    make_sampler(sampling)
+    task.levels(sampling)
+    choose(predictions.CLIPS, sampling.clip, "clipping of x0")

@@ -1,0 +1,1 @@
+"""The loop, the step, and how both are spread over devices."""

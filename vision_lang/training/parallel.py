@@ -1,0 +1,136 @@
+"""How a step is spread over devices: the only file that says pmap, and the only one with collectives.
+
+The state has no device axis: it goes in and comes out the same on every device. Batches are split
+along their first axis. `across` is all that a task sees of devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vision_lang.errors import InputError, choose
+
+Tree = Any
+AXIS = "devices"
+
+
+class Across(NamedTuple):
+    """What a task may do over devices.
+
+    mean: tree -> the same tree, averaged over devices.
+    gather: [b, ...] -> [B, ...], the rows of all devices in the order of the global batch.
+    """
+
+    mean: Callable[[Tree], Tree]
+    gather: Callable[[Tree], Tree]
+
+
+ONE_DEVICE = Across(mean=lambda tree: tree, gather=lambda tree: tree)
+DEVICES = Across(
+    mean=lambda tree: jax.lax.pmean(tree, AXIS),
+    gather=lambda tree: jax.tree.map(
+        lambda x: jax.lax.all_gather(x, AXIS, axis=0, tiled=True), tree
+    ),
+)
+
+
+class Parallel(NamedTuple):
+    """A way to run over devices.
+
+    devices: how many.
+    step: (state, batch, *, across) -> state, compiled; the old state is donated.
+    forward: fn(tree, batch) -> tree of [b, ...] rows, compiled; rows come back in global order.
+    place: host batch [B, ...] -> arrays on the devices.
+    place_state: host or device tree -> the same tree on every device.
+    """
+
+    devices: int
+    step: Callable[[Callable], Callable]
+    forward: Callable[[Callable], Callable]
+    place: Callable[[Tree], Tree]
+    place_state: Callable[[Tree], Tree]
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, spec)
+
+
+def with_pmap() -> Parallel:
+    """Each device runs the step on its rows; gradients are averaged by `across`."""
+    n = jax.local_device_count()
+    split = lambda tree: jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), tree)  # noqa: E731
+    join = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
+
+    def step(function):
+        return jax.pmap(
+            lambda state, batch: function(state, batch, across=DEVICES),
+            AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            donate_argnums=(0,),
+        )
+
+    def forward(function):
+        mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0)
+        return lambda tree, batch: join(jax.device_get(mapped(tree, batch)))
+
+    def place(batch):
+        rows = _sharding(PartitionSpec(AXIS))
+        return jax.tree.map(lambda x: jax.device_put(x, rows), split(batch))
+
+    return Parallel(n, step, forward, place, lambda t: jax.device_put(t, _sharding(PartitionSpec())))
+
+
+def with_jit() -> Parallel:
+    """One global program; XLA splits it along the batch (NamedSharding)."""
+    rows, same = _sharding(PartitionSpec(AXIS)), _sharding(PartitionSpec())
+
+    def step(function):
+        return jax.jit(
+            lambda state, batch: function(state, batch, across=ONE_DEVICE),
+            out_shardings=same,
+            donate_argnums=(0,),
+        )
+
+    def forward(function):
+        compiled = jax.jit(function, out_shardings=rows)
+        return lambda tree, batch: jax.device_get(compiled(tree, batch))
+
+    return Parallel(
+        jax.local_device_count(),
+        step,
+        forward,
+        lambda batch: jax.device_put(batch, rows),
+        lambda tree: jax.device_put(tree, same),
+    )
+
+
+PARALLEL = {"pmap": with_pmap, "jit": with_jit}
+
+
+def make(name: str, batch_size: int, accumulate: int) -> Parallel:
+    """Returns the way `name`, over all local devices.
+
+    Raises:
+      InputError: the batch can't be split evenly over devices and micro-batches.
+    """
+    parallel = choose(PARALLEL, name, "way to run in parallel (config.parallel)")()
+    if batch_size % (parallel.devices * accumulate):
+        raise InputError(
+            f"batch_size={batch_size} can't be split over {parallel.devices} device(s) and "
+            f"accumulate={accumulate} micro-batches; make it a multiple of "
+            f"{parallel.devices * accumulate}."
+        )
+    return parallel
+
+
+def zeros_like_shape(shape: Tree) -> Tree:
+    """Zeros for a tree of ShapeDtypeStruct."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)

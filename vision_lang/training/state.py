@@ -1,0 +1,81 @@
+"""The training state: everything that a step reads and changes, and nothing else.
+
+No leading device axis: the state is the same on every device. Nothing random is in it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import flax.struct
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+class Ema(flax.struct.PyTreeNode):
+    """An average of the parameters with a count of its own updates."""
+
+    params: Tree
+    count: jax.Array  # int32 []
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Attributes:
+    step: optimizer steps taken (skipped updates included), int32 [].
+    params: trainable parameters; frozen: the others. Both are dicts "a/b/c" -> array.
+    mutable: collections that the model itself changes (batch statistics).
+    ema: named averages of `params`.
+    window: sums of the metrics since the last log, name -> (sum, count).
+    bad_steps: updates in a row that were skipped because they were not finite, int32 [].
+    """
+
+    step: jax.Array
+    params: dict[str, jax.Array]
+    frozen: dict[str, jax.Array]
+    mutable: Tree
+    opt_state: Tree
+    ema: dict[str, Ema]
+    window: dict[str, tuple[jax.Array, jax.Array]]
+    bad_steps: jax.Array
+
+    def variables(self, average: str = "") -> Tree:
+        """The task's variables, with the raw parameters or those of the named average."""
+        return variables(self.ema[average].params if average else self.params, self)
+
+
+def variables(params: dict[str, jax.Array], state: TrainState) -> Tree:
+    """Puts `params` and the frozen ones together as the model's variables."""
+    nested = flax.traverse_util.unflatten_dict({**params, **state.frozen}, sep="/")
+    return {"params": nested, **state.mutable}
+
+
+def split(variables: Tree, frozen: tuple[str, ...]) -> tuple[dict, dict, Tree]:
+    """Returns (trainable, frozen, mutable) of a task's variables.
+
+    A parameter is frozen if one of the patterns `frozen` matches its whole path.
+    """
+    flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    fixed = {k: v for k, v in flat.items() if any(re.fullmatch(p, k) for p in frozen)}
+    trainable = {k: v for k, v in flat.items() if k not in fixed}
+    return trainable, fixed, {k: v for k, v in variables.items() if k != "params"}
+
+
+def create(variables: Tree, frozen: tuple[str, ...], averages: tuple[str, ...]) -> TrainState:
+    """Returns the state before the first step, without optimizer state and metrics yet."""
+    params, fixed, mutable = split(variables, frozen)
+    # Copies: an average that shares the parameters' buffers would be donated with them.
+    ema = {name: Ema(jax.tree.map(jnp.copy, params), jnp.int32(0)) for name in averages}
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        frozen=fixed,
+        mutable=mutable,
+        opt_state=(),
+        ema=ema,
+        window={},
+        bad_steps=jnp.int32(0),
+    )

@@ -1,0 +1,117 @@
+"""One optimizer step: pure, the same under pmap and under jit.
+
+Shapes: b examples of the global batch that this call sees (all B of them under jit).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vision_lang import keys as random_keys
+from vision_lang.training.state import Ema, TrainState, variables
+
+Batch = dict[str, jax.Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What a step needs besides state and batch.
+
+    Attributes:
+      task: see tasks/.
+      optimizer: an optax transformation over the trainable parameters.
+      learning_rate: step -> number, for the log.
+      ema_decays: name -> decay of each average.
+      seed: of everything random.
+      accumulate: micro-batches that a batch is computed in.
+    """
+
+    task: Any
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    ema_decays: dict[str, float]
+    seed: int
+    accumulate: int = 1
+
+    def __call__(self, state: TrainState, batch: Batch, *, across: Any) -> TrainState:
+        """Returns the state after the step. An update with NaN or Inf in it is skipped whole."""
+        key = random_keys.make(self.seed, "train", state.step)
+        keys = random_keys.per_example(key, batch["index"])
+        grads, mutable, metrics = self._gradients(state, batch, keys, across)
+
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = {n: _average(state.ema[n], params, d) for n, d in self.ema_decays.items()}
+        norms = {
+            "grad_norm": optax.global_norm(grads),
+            "param_norm": optax.global_norm(params),
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": self.learning_rate(state.step),
+        }
+        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norms["grad_norm"])
+        metrics |= {name: (value, jnp.float32(1)) for name, value in norms.items()}
+        metrics = {n: (jnp.asarray(s, jnp.float32), jnp.asarray(c, jnp.float32)) for n, (s, c) in metrics.items()}
+
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        window = jax.tree.map(jnp.add, state.window, metrics) if state.window else metrics
+        return state.replace(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            mutable=keep(mutable, state.mutable),
+            ema=keep(ema, state.ema),
+            window=keep(window, state.window) if state.window else window,
+            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+        )
+
+    def _gradients(self, state: TrainState, batch: Batch, keys: jax.Array, across: Any):
+        """Returns the gradient of the weighted mean loss over the global batch, the mutable
+        collections, and the metrics summed over it, as (sum, count)."""
+
+        def summed(params, mutable, part, part_keys):
+            losses, mutable, metrics = self.task.loss(
+                variables(params, state.replace(mutable=mutable)),
+                part,
+                part_keys,
+                across=across,
+                train=True,
+            )
+            total = (losses * part["weight"]).sum()
+            metrics = metrics | {"loss": (total, part["weight"].sum())}
+            return total, (mutable, metrics)
+
+        gradient = jax.grad(summed, has_aux=True)
+        if self.accumulate == 1:
+            grads, (mutable, metrics) = gradient(state.params, state.mutable, batch, keys)
+        else:
+            parts = jax.tree.map(
+                lambda x: x.reshape(self.accumulate, -1, *x.shape[1:]), (batch, keys)
+            )
+
+            def one(carry, part):
+                grads, mutable = carry
+                new, (mutable, metrics) = gradient(state.params, mutable, *part)
+                return (jax.tree.map(jnp.add, grads, new), mutable), metrics
+
+            zero = jax.tree.map(jnp.zeros_like, state.params)
+            (grads, mutable), metrics = jax.lax.scan(one, (zero, state.mutable), parts)
+            metrics = jax.tree.map(lambda m: m.sum(0), metrics)
+
+        grads, metrics = across.mean((grads, metrics))
+        count = jnp.maximum(metrics["loss"][1], 1e-8)  # the mean over devices of their counts
+        return jax.tree.map(lambda g: g / count, grads), mutable, metrics
+
+
+def _average(ema: Ema, params: dict, decay: float) -> Ema:
+    """One step of the average; early on the decay is smaller, so that the start is forgotten.
+
+    decay_n = min(decay, (1 + n) / (10 + n)), n updates so far (as in TensorFlow's moving average).
+    """
+    n = ema.count.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + n) / (10 + n))
+    return Ema(jax.tree.map(lambda a, p: a + (1 - d) * (p - a), ema.params, params), ema.count + 1)
