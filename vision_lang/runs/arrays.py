@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -16,8 +17,19 @@ from etils import epath
 from vision_lang.runs import trees
 
 
+class _OrbaxFilter(logging.Filter):
+    """Drops what orbax logs: its progress, and the traceback of a failure that we report."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+_ORBAX_FILTER = _OrbaxFilter()
+
+
 def checkpointer() -> ocp.AsyncCheckpointer:
     """Returns an asynchronous writer of pytrees of arrays; close it."""
+    logging.getLogger("absl").addFilter(_ORBAX_FILTER)  # adding it again changes nothing
     return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
 
 

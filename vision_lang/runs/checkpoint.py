@@ -24,8 +24,7 @@ from absl import logging
 from etils import epath
 
 from vision_lang.errors import InputError, suggestion
-from vision_lang.runs import arrays, manifest, trees
-from vision_lang.runs import folder as folder_lib
+from vision_lang.runs import arrays, files, manifest, retention, trees
 
 
 class CheckpointError(InputError):
@@ -45,11 +44,8 @@ class Checkpoints:
     def __init__(
         self, directory: Any, keep: int = 2, keep_period: int = 0, keep_best: str = ""
     ) -> None:
-        if keep < 1:
-            raise InputError(f"keep = {keep}: at least 1 checkpoint must be kept.")
-        self._directory = folder_lib.absolute(directory)
-        self._keep, self._keep_period = keep, keep_period
-        self._best_name, self._best_sign = _parse_best(keep_best)
+        self._directory = files.absolute(directory)
+        self._retention = retention.parse(keep, keep_period, keep_best)
         self._writer = arrays.checkpointer()
         self._thread: threading.Thread | None = None
         self._failure: CheckpointError | None = None
@@ -69,7 +65,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the good steps, ascending: manifest there, every file there with its size."""
-        found = survey(self._directory)
+        found = manifest.survey(self._directory)
         good = [int(name) for name, reason in found.items() if not reason]
         return sorted(step for step in good if step not in self._damaged)
 
@@ -90,16 +86,13 @@ class Checkpoints:
           metrics: numbers known at this step, for `keep_best`.
 
         Raises:
-          CheckpointError: this save could not start, one before has failed, the step is there
-            already, or the metrics lack the one that `keep_best` names.
+          CheckpointError: this save could not start, one before has failed, or the step is
+            there already.
+          InputError: there are metrics, but not the one that `keep_best` names.
         """
         self.wait()
         metrics = dict(metrics or {})
-        if self._best_name and metrics and self._best_name not in metrics:
-            raise CheckpointError(
-                f"keep_best wants '{self._best_name}', which is not measured."
-                f"{suggestion(self._best_name, list(metrics))}"
-            )
+        self._retention.check_metrics(metrics)
         path = self._directory / str(step)
         try:
             self._make_room(path, step)
@@ -109,8 +102,8 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as e:
-            self._failure = self._failed(step, e)
-            raise self._failure from e
+            self._fail(step, path, e)
+            raise self._failure from e  # type: ignore[misc]
         self._thread = threading.Thread(
             target=self._finish, args=(step, path, specs, metrics), name=f"finish-step-{step}"
         )
@@ -135,7 +128,9 @@ class Checkpoints:
         finally:
             self._writer.close()
 
-    def restore(self, target: Any, step: int | None = None) -> tuple[int, Any]:
+    def restore(
+        self, target: Any, step: int | None = None, allow: Iterable[str] = ()
+    ) -> tuple[int, Any]:
         """Returns (step, state) from the newest good step, or from `step`.
 
         Broken steps are named in a warning and passed over. Every leaf must be in both trees
@@ -147,6 +142,8 @@ class Checkpoints:
             jax.Array as another, any other array or ShapeDtypeStruct as numpy on the host, a
             Python number as such. The device count and backend that wrote it do not matter.
           step: a certain step; it must be good.
+          allow: sub-trees ('ema', 'params/head') of which leaves may be missing in the checkpoint
+            (the target's own stay) or be only there (they are left out). Both are logged.
 
         Raises:
           CheckpointError: there is no good step, or leaves are missing, extra, reshaped or
@@ -157,17 +154,20 @@ class Checkpoints:
         path = self._directory / str(found)
         wanted = trees.named_leaves(target)
         stored = manifest.specs(manifest.read(path))
+        for part in allow:
+            stored, wanted = _allow(part, stored, wanted)
         lines = trees.mismatches(stored, {p: trees.spec(leaf) for p, leaf in wanted.items()})
         if lines:
             raise CheckpointError(
                 f"Checkpoint '{path}' does not fit the model that the config describes:\n  "
                 + "\n  ".join(lines)
             )
-        return found, trees.unflatten(target, arrays.read(path / "state", wanted, stored))
+        read = arrays.read(path / "state", wanted, stored)
+        return found, trees.unflatten(target, {**trees.named_leaves(target), **read})
 
     def _choose(self, step: int | None) -> int:
         """Returns the step to restore: the newest (or the asked one) whose every file is intact."""
-        found = survey(self._directory)
+        found = manifest.survey(self._directory)
         if step is not None:
             reason = found.get(str(step), "not there")
             reason = reason or manifest.problem(self._directory / str(step), deep=True)
@@ -206,55 +206,46 @@ class Checkpoints:
             self._writer.wait_until_finished()
             if jax.process_index() == 0:
                 manifest.write(path, step, specs, metrics)
-        except BaseException as e:
-            self._failure = self._failed(step, e)
-            # The half of a step that fills a disk must not stay in the way.
-            try:
-                path.rmtree(missing_ok=True)
-            except OSError as e2:
-                logging.warning("'%s' could not be deleted: %s", path, e2)
+        except BaseException as e:  # noqa: BLE001 - whatever it is, `check` raises it
+            self._fail(step, path, e)
             return
         self._damaged.discard(step)
         if jax.process_index() == 0:
-            self._prune(step)
+            try:
+                self._prune(step)
+            except (OSError, ValueError) as e:  # the new step is safe, the old ones only linger
+                logging.warning("Old checkpoints could not be deleted: %s", e)
 
     def _prune(self, newest: int) -> None:
-        steps = self.steps()
-        stay = {newest, *steps[-self._keep :], *self._best(steps)}
-        for step in steps:
-            period = self._keep_period and step % self._keep_period == 0
-            if step not in stay and not period:
-                try:
-                    # Without its manifest a step is unfinished, so a kill half-way is harmless.
-                    (self._directory / str(step) / manifest.NAME).unlink()
-                    (self._directory / str(step)).rmtree()
-                except OSError as e:
-                    logging.warning("Old checkpoint %d could not be deleted: %s", step, e)
+        paths = {step: self._directory / str(step) for step in self.steps()}
+        metrics = {step: manifest.read(path)["metrics"] for step, path in paths.items()}
+        for step in sorted(paths.keys() - self._retention.stay(metrics, newest)):
+            # Without its manifest a step is unfinished, so a kill half-way is harmless.
+            (paths[step] / manifest.NAME).unlink()
+            paths[step].rmtree()
 
-    def _best(self, steps: Iterable[int]) -> list[int]:
-        """Returns the step of the best metric, the earliest of equals; NaN is never the best."""
-        scored = []
-        for step in steps if self._best_name else ():
-            metrics = manifest.read(self._directory / str(step))["metrics"]
-            value = float(metrics.get(self._best_name, "nan"))
-            if value == value:
-                scored.append((self._best_sign * value, -step))
-        return [-max(scored)[1]] if scored else []
-
-    def _failed(self, step: int, error: BaseException) -> CheckpointError:
-        return CheckpointError(
+    def _fail(self, step: int, path: epath.Path, error: BaseException) -> None:
+        """Keeps the failure for `check` and frees what the half-written step takes of the disk."""
+        self._failure = CheckpointError(
             f"Step {step} could not be saved in '{self._directory}': {arrays.cause(error)}. "
             f"{self._good_steps()} Once that is put right, "
             f"--workdir={self._directory.parent} goes on from there."
         )
+        self._failure.__cause__ = error
+        try:
+            if path.exists() and not (path / manifest.NAME).exists():
+                path.rmtree()
+        except OSError as e:
+            logging.warning("'%s' could not be deleted: %s", path, e)
 
     def _good_steps(self) -> str:
-        last = self.latest()
-        return (
-            f"The last good checkpoint is step {last}."
-            if last is not None
-            else ("There is no good checkpoint before it.")
-        )
+        try:
+            last = self.latest()
+        except OSError:
+            return "The folder cannot be read."
+        if last is None:
+            return "There is no good checkpoint before it."
+        return f"The last good checkpoint is step {last}."
 
 
 def restore_part(
@@ -275,7 +266,7 @@ def restore_part(
     """
     with Checkpoints(directory) as checkpoints:
         found = checkpoints._choose(step)
-    path = folder_lib.absolute(directory) / str(found)
+    path = files.absolute(directory) / str(found)
     stored = manifest.specs(manifest.read(path))
     parts: dict[str, list[str]] = {}
     for name in names:
@@ -291,23 +282,15 @@ def restore_part(
     return found, {name: trees.nest(part) for name, part in cut.items()}
 
 
-def survey(directory: Any) -> dict[str, str]:
-    """Returns {step name: what is wrong with it, '' if nothing} of a checkpoints folder.
-
-    Files are compared by name and size, not by hash. Names that are no step number are left out.
-    """
-    directory = folder_lib.absolute(directory)
-    if not directory.is_dir():
-        return {}
-    names = [p.name for p in directory.iterdir() if p.name.isdecimal()]
-    return {n: manifest.problem(directory / n, deep=False) for n in sorted(names, key=int)}
-
-
-def _parse_best(keep_best: str) -> tuple[str, int]:
-    """Returns (metric name, +1 for max or -1 for min); ('', 0) for ''."""
-    if not keep_best:
-        return "", 0
-    name, _, direction = keep_best.rpartition(":")
-    if not name or direction not in ("min", "max"):
-        raise InputError(f"keep_best = '{keep_best}': write 'metric:min' or 'metric:max'.")
-    return name, 1 if direction == "max" else -1
+def _allow(part: str, stored: dict, wanted: dict) -> tuple[dict, dict]:
+    """Returns both without the leaves under `part` that only one of them has."""
+    kept = []
+    for here, there, what in (
+        (stored, wanted, "only in the checkpoint, left out"),
+        (wanted, stored, "missing in the checkpoint, not restored"),
+    ):
+        single = [p for p in here if p not in there and (p + "/").startswith(part + "/")]
+        for path in single:
+            logging.warning("%s: %s.", path, what)
+        kept.append({p: leaf for p, leaf in here.items() if p not in single})
+    return kept[0], kept[1]

@@ -15,8 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from vision_lang.runs import folder as folder_lib
-from vision_lang.runs import trees
+from vision_lang.runs import files, trees
 
 NAME = "manifest.json"
 _CHUNK = 1 << 22  # bytes read at a time
@@ -43,7 +42,7 @@ def write(
         "metrics": {name: finite_or_text(value) for name, value in metrics.items()},
         "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    folder_lib.write_json(directory / NAME, {"content": content, "sha256": _digest(content)})
+    files.write_json(directory / NAME, {"content": content, "sha256": _digest(content)})
 
 
 def read(directory: epath.Path) -> dict[str, Any]:
@@ -74,10 +73,10 @@ def problem(directory: epath.Path, deep: bool) -> str:
       deep: hash every file; otherwise only names and sizes are compared.
     """
     try:
-        files = read(directory)["files"]
+        listed = read(directory)["files"]
     except ValueError as e:
         return str(e)
-    for name, entry in files.items():
+    for name, entry in listed.items():
         path = directory / name
         if not path.exists():
             return f"damaged ({name} is missing)"
@@ -85,11 +84,23 @@ def problem(directory: epath.Path, deep: bool) -> str:
         if size != entry["bytes"]:
             return f"damaged ({name} has {size} of {entry['bytes']} bytes)"
     if deep:
-        found = _hash_files(directory, list(files))
-        changed = [name for name in files if found[name] != files[name]]
+        found = _hash_files(directory, list(listed))
+        changed = [name for name in listed if found[name] != listed[name]]
         if changed:
             return f"damaged ({changed[0]} has changed since it was written)"
     return ""
+
+
+def survey(directory: Any) -> dict[str, str]:
+    """Returns {step name: what is wrong with it, '' if nothing} of a checkpoints folder, ascending.
+
+    Files are compared by name and size, not by hash. Names that are no step number are left out.
+    """
+    directory = files.absolute(directory)
+    if not directory.is_dir():
+        return {}
+    names = [p.name for p in directory.iterdir() if p.name.isdecimal()]
+    return {n: problem(directory / n, deep=False) for n in sorted(names, key=int)}
 
 
 def specs(content: Mapping[str, Any]) -> dict[str, trees.Spec]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vision_lang.runs import files, manifest, trees
 from vision_lang.runs import folder as folder_lib
-from vision_lang.runs import manifest, trees
 
 
 def digest(tree: Any) -> str:
@@ -42,7 +42,7 @@ def write_final(
       **extra: further JSON values, such as the seconds trained.
     """
     final = {"step": step, "digests": {n: digest(t) for n, t in parts.items()}, **extra}
-    folder_lib.write_json(run.final, final)
+    files.write_json(run.final, final)
     return final
 
 
@@ -68,5 +68,5 @@ def write_results(
     old = json.loads(run.results.read_text()) if keep_other_splits and run.results.exists() else {}
     kept = {name: value for name, value in old.items() if name.partition("/")[0] not in splits}
     merged = {**kept, **{n: manifest.finite_or_text(v) for n, v in results.items()}}
-    folder_lib.write_json(run.results, merged)
+    files.write_json(run.results, merged)
     return merged

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import events, manifest
+from vision_lang.runs import events, files, manifest
 from vision_lang.runs import folder as folder_lib
 
 _REMOTE_FLUSH = 30.0  # seconds between two uploads where a file cannot be appended to
@@ -41,7 +41,7 @@ class Writer:
         lines = _kept_lines(run.metrics, start_step)
         with self._sentence():
             if run.metrics.exists():
-                folder_lib.write_text(run.metrics, "".join(lines))
+                files.write_text(run.metrics, "".join(lines))
             self._lines = _Lines(run.metrics, lines)
             self._events = events.EventFile(run.root, start_step)
         self._current: dict[str, Any] = json.loads(lines[-1]) if lines else {"step": -1}
@@ -160,13 +160,14 @@ class _Lines:
 
     def __init__(self, path: epath.Path, lines: list[str]) -> None:
         self._path, self._all = path, list(lines)
-        self._local = folder_lib.is_local(path)
+        self._local = files.is_local(path)
         self._sent = time.monotonic()
         self._start_of_last = sum(len(line.encode()) for line in lines[:-1])
         if self._local:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            self._file = open(path, "r+b")  # a mode that epath lacks, and no bucket has
+            # A mode that epath lacks, and no bucket has.
+            self._file = open(path, "r+b")  # noqa: SIM115 - closed by close()
 
     def put(self, line: str, is_new: bool) -> None:
         """Appends a line, or replaces the last by a longer one."""
