@@ -1,0 +1,322 @@
+"""The judge: reads a picture back into a scene, without learning, and grades it by a caption.
+
+How it reads: it takes the background's colour from the pixels, cuts out what differs from it by
+half a colour's contrast, redraws each blob as every shape (fit.py), keeps the best, and then looks
+at what the redrawing leaves unexplained, on average and locally. What is left must be explicable
+by the stated tolerance: noise of sigma 0.05 on [0, 1], blur of sigma 1 px, a colour off by 0.15, a
+radius off by 20 %. Otherwise the picture is unreadable, and an unreadable picture is wrong in
+everything: a cut, merged, unfinished or extra object never passes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from vision_lang.errors import InputError
+from vision_lang.shapes import fit as fitting
+from vision_lang.shapes.draw import paint, rgb
+from vision_lang.shapes.grammar import Description, parse
+from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
+
+# Distances between colours are Euclidean, on [0, 1]^3.
+PIXEL_TOLERANCE = 0.25  # a pixel this close to a background's colour may be background
+GROUND_SHARE = 0.3  # at least this part of a picture is background
+COLOUR_TOLERANCE = 0.2  # of an object's or the background's fitted colour
+SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
+SMALLEST_BLOB = 0.01  # part of the picture; the smallest object covers 0.037
+MEAN_RESIDUAL = 0.055  # noise of sigma 0.05 leaves 0.04
+LOCAL_RESIDUAL = 0.16  # norm of the residual averaged over LOCAL_SIDE x LOCAL_SIDE
+LOCAL_SIDE = 3 / 32
+
+PALETTE = np.stack([rgb(c) for c in COLOURS.values()]).astype(np.float32)  # [8, 3]
+
+
+@dataclass(frozen=True)
+class ReadObject:
+    """An object as read: x, y, radius are continuous; the picture's side is 1."""
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the oracle saw.
+
+    reason: why the picture is unreadable, or None. An unreadable picture may list objects, for the
+      curious, but grades as wrong.
+    residual: mean absolute difference to the fitted picture, on [0, 1].
+    """
+
+    objects: tuple[ReadObject, ...]
+    background: str | None
+    residual: float
+    reason: str | None = None
+
+
+def as_float(image: np.ndarray) -> np.ndarray:
+    """uint8 or float [H, H, 3] to float32 on [0, 1].
+
+    Raises:
+      InputError: not a square RGB picture of at least 16 px, uint8 or float.
+    """
+    if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
+        raise InputError(f"The oracle reads square RGB pictures [H, H, 3], not {image.shape}.")
+    if image.shape[0] < 16:
+        raise InputError(f"The oracle reads pictures of 16 px or more, not {image.shape[0]} px.")
+    if image.dtype == np.uint8:
+        return image / np.float32(255)
+    if not np.issubdtype(image.dtype, np.floating):
+        raise InputError(f"The oracle reads uint8 or float on [0, 1], not {image.dtype}.")
+    return image.astype(np.float32)
+
+
+def read(image: np.ndarray) -> Reading:
+    """Reads a picture [H, H, 3], uint8 or float on [0, 1], back into a scene."""
+    image = as_float(image)
+    side = len(image)
+    found = _background(image)
+    if found is None:
+        return Reading((), None, 1.0, "no background")
+    background, ground = found
+    contrast = image - ground
+    label, part = _unmix(contrast, ground)
+    blobs = [b for b in _blobs(part > 0.5) if b.sum() >= SMALLEST_BLOB * side**2]
+    if not 1 <= len(blobs) <= 3:
+        return Reading((), background, 1.0, f"{len(blobs)} objects" if len(blobs) < 4 else ">3")
+    colours = [np.bincount(label[b], (contrast[b] ** 2).sum(-1)).argmax() for b in blobs]
+    fit, drawn = _fit_blobs(contrast, np.stack(blobs), PALETTE[colours] - ground)
+    residual = contrast - drawn
+    objects, reason = [], None
+    for k in range(len(blobs)):
+        read_object, problem = _name(fit.take(np.array([k])), ground, side)
+        objects.append(read_object)
+        reason = reason or problem
+    return Reading(
+        tuple(objects),
+        background,
+        float(np.abs(residual).mean()),
+        reason or _unexplained(residual),
+    )
+
+
+def _background(image: np.ndarray) -> tuple[str, np.ndarray] | None:
+    """Name and measured colour [3] of the background, or None."""
+    names = list(BACKGROUNDS)
+    colours = np.stack([rgb(c) for c in BACKGROUNDS.values()])
+    distance = np.linalg.norm(image[:, :, None] - colours, axis=-1)  # [H, W, backgrounds]
+    near = distance < PIXEL_TOLERANCE
+    best = int(near.sum((0, 1)).argmax())
+    if near[..., best].mean() < GROUND_SHARE:
+        return None
+    colour = np.median(image[near[..., best]], axis=0)
+    if np.linalg.norm(colour - colours[best]) > COLOUR_TOLERANCE:
+        return None
+    return names[best], colour
+
+
+def _unmix(contrast: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Explains each pixel as background + part x (palette colour - background).
+
+    Returns:
+      label [H, W], the colour that explains it best, and part [H, W] in [0, 1].
+    """
+    directions = PALETTE - ground  # [8, 3]
+    part = np.clip(contrast @ (directions / (directions**2).sum(1, keepdims=True)).T, 0, 1)
+    off = ((contrast[:, :, None] - part[..., None] * directions) ** 2).sum(-1)
+    label = off.argmin(-1)
+    return label, np.take_along_axis(part, label[..., None], -1)[..., 0]
+
+
+def _blobs(mask: np.ndarray) -> list[np.ndarray]:
+    """8-connected components of a mask [H, W], as masks."""
+    side = mask.shape[1] + 2
+    flat = np.pad(mask, 1).ravel()
+    todo = set(np.flatnonzero(flat).tolist())
+    near = [dy * side + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy]
+    blobs = []
+    while todo:
+        front = [todo.pop()]
+        members = list(front)
+        while front:
+            at = front.pop()
+            for step in near:
+                if at + step in todo:
+                    todo.remove(at + step)
+                    front.append(at + step)
+                    members.append(at + step)
+        blob = np.zeros(flat.size, bool)
+        blob[members] = True
+        blobs.append(blob.reshape(-1, side)[1:-1, 1:-1])
+    return blobs
+
+
+def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The mask [..., H, W] and all within `steps` pixels, counted as a king walks."""
+    for _ in range(steps):
+        mask = mask.copy()
+        mask[..., 1:, :] |= mask[..., :-1, :]
+        mask[..., :-1, :] |= mask[..., 1:, :]
+        mask[..., :, 1:] |= mask[..., :, :-1]
+        mask[..., :, :-1] |= mask[..., :, 1:]
+    return mask
+
+
+def _fit_blobs(
+    contrast: np.ndarray, blobs: np.ndarray, colour: np.ndarray
+) -> tuple[fitting.Fit, np.ndarray]:
+    """Fits one object to each blob.
+
+    Args:
+      contrast: picture - background [H, W, 3].
+      blobs: masks [n, H, W].
+      colour: of the palette, that each blob tends to, - background [n, 3].
+
+    Returns:
+      The fits of the n blobs, in pixels, and all of them drawn together [H, W, 3].
+    """
+    n, side = blobs.shape[:2]
+    pixels = np.arange(side) + 0.5
+    foreign = np.stack([_grow(np.delete(blobs, i, 0).any(0), 2) for i in range(n)])
+    weight = (~foreign | blobs).astype(np.float32)
+    # Moments of the blob give place and, for each shape, radius. The colour that the blob tends to
+    # is that of the palette: a thin blurred ring nowhere reaches its own.
+    part = np.einsum("hwc,nc->nhw", contrast, colour) / (colour**2).sum(1)[:, None, None]
+    part = np.clip(part, 0, 1) * np.stack([_grow(b, 1) for b in blobs]) * weight
+    mass = part.sum((1, 2))
+    centre = np.stack([(part.sum(1) * pixels).sum(1), (part.sum(2) * pixels).sum(1)], 1)
+    centre /= mass[:, None]
+    extent = max(np.ptp(at) for b in blobs for at in np.nonzero(b)) + 1
+    window = 2 * int(np.ceil(min(extent, 0.5 * side) * 0.6)) + 8
+    patches = fitting.Patches(*fitting.cut(contrast, weight, centre, window))
+
+    hypotheses = [(k, blur) for k in range(len(fitting.SHAPES)) for blur in (0.4, 1.0)]
+    group = np.repeat(np.arange(n), len(hypotheses))
+    shape = np.tile([k for k, _ in hypotheses], n)
+    radius = np.sqrt(mass[group] / fitting.AREAS[shape])
+    theta = np.column_stack([centre[group], radius, np.tile([b for _, b in hypotheses], n)])
+    theta = theta.astype(np.float32)
+    fit = fitting.evaluate(patches.take(group), shape, theta)
+    for keep, iterations in ((3, 2), (1, 3)):
+        rows = fitting.best_of(fit, group, keep)
+        group, fit = group[rows], fit.take(rows)
+        fit = fitting.refine(patches.take(group), fit, iterations)
+    fit = fit.take(fitting.best_of(fit, group, 1))
+    drawn = _drawn(fit, side)
+    if n > 1:  # once more, with the neighbours taken away instead of masked
+        others = drawn.sum(0) - drawn
+        inside = np.ones_like(weight)
+        patches = fitting.Patches(*fitting.cut(contrast - others, inside, fit.theta[:, :2], window))
+        fit = fitting.refine(patches, fitting.evaluate(patches, fit.shape, fit.theta), 2)
+        drawn = _drawn(fit, side)
+    return fit, drawn.sum(0)
+
+
+def _drawn(fit: fitting.Fit, side: int) -> np.ndarray:
+    """Each fit drawn over the whole picture [n, H, W, 3], as a difference from the background."""
+    zero = np.zeros(len(fit.shape), np.float32)
+    cover = fitting.blurred(fit.shape, fit.theta, zero, zero, side)
+    return cover[..., None] * fit.colour[:, None, None]
+
+
+def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, str | None]:
+    """Names what one fit shows, and why it is no object of this world, if so."""
+    x, y, radius = (float(v) / side for v in fit.theta[0, :3])
+    shape = fitting.SHAPES[fit.shape[0]]
+    distance = np.linalg.norm(PALETTE - (ground + fit.colour[0]), axis=1)
+    ratios = {name: abs(radius / size - 1) for name, size in SIZES.items()}
+    size = min(ratios, key=ratios.__getitem__)
+    problem = None
+    if distance.min() > COLOUR_TOLERANCE:
+        problem = "an object of an unknown colour"
+    elif ratios[size] > SIZE_TOLERANCE:
+        problem = "an object of an unknown size"
+    elif not all(REACH[shape] * radius - 0.03 < c < 1.03 - REACH[shape] * radius for c in (x, y)):
+        problem = "an object that is cut by the edge"
+    colour = list(COLOURS)[int(distance.argmin())]
+    return ReadObject(shape, colour, size, x, y, radius), problem
+
+
+def _unexplained(residual: np.ndarray) -> str | None:
+    """Why a residual [H, W, 3] is more than noise, or None."""
+    if np.abs(residual).mean() > MEAN_RESIDUAL:
+        return "too much noise"
+    local = _box_mean(residual, max(3, round(LOCAL_SIDE * len(residual))))
+    if np.linalg.norm(local, axis=-1).max() > LOCAL_RESIDUAL:
+        return "something that is no object of this world"
+    return None
+
+
+def _box_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over width x width pixels [H - width + 1, W - width + 1, C]."""
+    total = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0), (0, 0)))
+    w = width
+    return (total[w:, w:] - total[:-w, w:] - total[w:, :-w] + total[:-w, :-w]) / w**2
+
+
+def render_error(image: np.ndarray, reading: Reading) -> float:
+    """Mean absolute pixel difference, on [0, 1], between a picture and the scene read from it.
+
+    The scene is drawn sharply, in the world's own colours, at the continuous positions and sizes
+    that were read. A picture without a background counts as 1.
+    """
+    image = as_float(image)
+    if reading.background is None:
+        return 1.0
+    objects = [(o.shape, o.x, o.y, o.radius, rgb(COLOURS[o.colour])) for o in reading.objects]
+    drawn = paint(objects, rgb(BACKGROUNDS[reading.background]), len(image))
+    return float(np.abs(image - drawn).mean())
+
+
+def grade(seen: np.ndarray | Reading, stated: str | Description) -> dict[str, bool]:
+    """Grades a picture, or its reading, by what a caption states.
+
+    Returns:
+      number, shape, colour, and size, background, relation where stated: whether it is right for
+      every object that the caption names (the objects are matched with the caption's in the way
+      that makes most right); all_right: all of these. All are False if the picture is unreadable.
+    """
+    reading = seen if isinstance(seen, Reading) else read(seen)
+    wanted = parse(stated) if isinstance(stated, str) else stated
+    keys = ["number", "shape", "colour"]
+    keys += ["size"] * any(m.size is not None for m in wanted.objects)
+    keys += ["background"] * (wanted.background is not None)
+    keys += ["relation"] * bool(wanted.relations)
+    if reading.reason is not None:
+        return {key: False for key in (*keys, "all_right")}
+    n = len(wanted.objects)
+    candidates: list[ReadObject | None] = [*reading.objects]
+    candidates += [None] * (n - len(candidates))
+    graded = [_grade_matched(order, wanted) for order in itertools.permutations(candidates, n)]
+    _, right = max(graded, key=lambda pair: pair[0])
+    right["number"] = len(reading.objects) == wanted.count
+    right["background"] = reading.background == wanted.background
+    grades = {key: right[key] for key in keys}
+    return {**grades, "all_right": all(grades.values())}
+
+
+def _grade_matched(
+    objects: tuple[ReadObject | None, ...], wanted: Description
+) -> tuple[int, dict[str, bool]]:
+    """How much is right, and which attributes, if objects[i] is what wanted.objects[i] names."""
+
+    def agree(attribute: str) -> list[bool]:
+        return [
+            o is not None and getattr(m, attribute) in (None, getattr(o, attribute))
+            for o, m in zip(objects, wanted.objects, strict=True)
+        ]
+
+    def stands(i: int, name: str, j: int) -> bool:
+        a, b = objects[i], objects[j]
+        return a is not None and b is not None and holds(name, a.x - b.x, a.y - b.y)
+
+    marks = {key: agree(key) for key in ("shape", "colour", "size")}
+    marks["relation"] = [stands(*r) for r in wanted.relations]
+    return sum(map(sum, marks.values())), {key: all(marks[key]) for key in marks}
