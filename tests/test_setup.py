@@ -25,7 +25,7 @@ each_lock = pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
 
 def requirements(name: str) -> dict[str, Requirement]:
     """The requirements of a file, and of those it includes, by canonical name."""
-    found = {}
+    found: dict[str, Requirement] = {}
     for line in (ROOT / name).read_text(encoding="utf-8").splitlines():
         if line.startswith("-r "):
             found |= requirements(str(Path(name).parent / line.removeprefix("-r ")))
