@@ -97,7 +97,7 @@ def _storable(path: str, leaf: Any) -> Any:
             raise TypeError(f"{path} is a PRNG key: derive keys from (seed, step) instead")
         return leaf
     if isinstance(leaf, (np.ndarray, np.generic, bool, int, float)):
-        return np.array(leaf)
+        return np.array(trees.native(leaf))
     raise TypeError(f"{path} is a {type(leaf).__name__}, no array and no number")
 
 

@@ -193,7 +193,7 @@ def parse_flags_error(error: BaseException, argv: Sequence[str] | None = None) -
     missing = re.search(r"No such file or directory: '([^']*)'", text)
     if missing:
         return InputError(f"Config file '{missing.group(1)}' does not exist.")
-    return InputError(text)
+    return InputError(text if text.endswith((".", "?")) else text + ".")
 
 
 def _unknown_field(text: str, argv: list[str]) -> InputError:

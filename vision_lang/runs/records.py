@@ -21,10 +21,8 @@ def digest(tree: Any) -> str:
     """
     total = hashlib.sha256()
     for path, leaf in sorted(trees.named_leaves(tree).items()):
-        array = np.asarray(leaf)
-        if array.dtype.byteorder == ">":
-            array = array.astype(array.dtype.newbyteorder("<"))
-        shape, dtype = trees.spec(leaf)
+        array = trees.native(leaf)
+        shape, dtype = trees.spec(array)
         total.update(json.dumps([path, shape, dtype]).encode())
         total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()

@@ -48,10 +48,20 @@ def unflatten(like: Any, flat: Mapping[str, Any]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [flat[p] for p in named_leaves(like)])
 
 
+def native(leaf: Any) -> np.ndarray:
+    """Returns a numpy array in this machine's byte order (little-endian, all that JAX runs on)."""
+    array = np.asarray(leaf)
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
 def spec(leaf: Any) -> Spec:
     """Returns (shape, dtype name) of an array, a ShapeDtypeStruct or a Python number."""
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         leaf = np.asarray(leaf)
+    if isinstance(leaf, np.ndarray) and leaf.dtype.byteorder == ">":
+        return tuple(leaf.shape), str(leaf.dtype.newbyteorder("="))
     return tuple(leaf.shape), str(leaf.dtype)
 
 

@@ -1,0 +1,378 @@
+"""Checkpoints: what was saved comes back bit for bit, or an error says what is still good."""
+
+import logging
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vision_lang.errors import InputError
+from vision_lang.runs import manifest
+from vision_lang.runs.checkpoint import CheckpointError, Checkpoints, restore_part
+from vision_lang.runs.records import digest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def state(seed=0, size=200):
+    """All kinds of leaves that a training state has; about 12 * size bytes."""
+    rng = np.random.default_rng(seed)
+    params = {"w": jnp.asarray(rng.standard_normal((size, 1)), jnp.float32)}
+    params["half"] = jnp.asarray(rng.standard_normal(3), jnp.bfloat16)
+    return {
+        "step": jnp.int32(seed),
+        "params": params,
+        "ema": {"default": jax.tree.map(lambda x: x + 1, params)},
+        "opt_state": optax.chain(optax.clip(1.0), optax.adam(1e-3)).init(params),
+        "mutable": {},
+        "empty": np.zeros((0, 3), np.float32),
+        "window": (np.float64(0.1), 3, 0.25, True),
+    }
+
+
+def like(tree):
+    """The structure of a state with other values."""
+    return jax.tree.map(lambda x: type(x)(0) if isinstance(x, (int, float)) else x * 0, tree)
+
+
+def save(directory, *steps, **options):
+    with Checkpoints(directory, keep=9, **options) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, state(step))
+
+
+def test_a_state_comes_back_bit_for_bit_with_its_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = state(5)
+    with Checkpoints("run/checkpoints") as checkpoints:  # a relative path
+        checkpoints.save(5, saved)
+        step, restored = checkpoints.restore(like(saved))
+    assert step == 5 and digest(restored) == digest(saved)
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert type(restored["window"][1]) is int and type(restored["window"][3]) is bool
+    assert isinstance(restored["params"]["w"], jax.Array)
+    assert not restored["params"]["w"].committed
+
+
+def test_targets_without_arrays_give_numpy(tmp_path):
+    save(tmp_path, 1)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(*_spec(x)), state(1))
+    with Checkpoints(tmp_path) as checkpoints:
+        _, restored = checkpoints.restore(target)
+    assert all(isinstance(x, (np.ndarray, np.generic)) for x in jax.tree.leaves(restored))
+    assert digest(restored) == digest(state(1))
+
+
+def _spec(leaf):
+    return np.shape(leaf), leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+
+
+def test_a_donated_or_overwritten_state_is_saved_as_it_was(tmp_path):
+    saved = state(1, size=300_000)
+    saved["numpy"] = np.arange(300_000)
+    before = digest(saved)
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x * 3, s), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, saved)
+        saved["numpy"][:] = -1
+        step({"params": saved["params"], "ema": saved["ema"]})
+        checkpoints.wait()
+        restored = checkpoints.restore(like(state(1, 300_000)) | {"numpy": saved["numpy"]})[1]
+    assert digest(restored) == before
+
+
+def test_saving_does_not_wait_for_the_disk_and_a_step_counts_when_complete(tmp_path, monkeypatch):
+    release, write = threading.Event(), manifest.write
+    monkeypatch.setattr(manifest, "write", lambda *a: release.wait(30) and write(*a))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(1))
+        assert checkpoints.steps() == [] and checkpoints.latest() is None
+        release.set()
+        checkpoints.wait()
+        assert checkpoints.steps() == [1]
+
+
+def test_old_steps_go_and_the_best_stays(tmp_path):
+    with Checkpoints(tmp_path, keep=2, keep_period=40, keep_best="loss:min") as checkpoints:
+        for step, loss in zip(range(10, 80, 10), [5, 1, 4, 3, np.nan, 2, 6], strict=True):
+            checkpoints.save(step, state(step), {"loss": np.float32(loss)})
+        checkpoints.wait()
+        assert checkpoints.steps() == [20, 40, 60, 70]
+        assert checkpoints.restore(state(), step=20)[1]["step"] == 20
+        with pytest.raises(InputError, match="'loss', which is not measured"):
+            checkpoints.save(80, state(80), {"val/loss": 1.0})
+    assert manifest.read(tmp_path / "70")["metrics"] == {"loss": 6.0}
+
+
+def test_a_good_step_is_never_overwritten(tmp_path):
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match="Step 1 is saved already"):
+            checkpoints.save(1, state(2))
+        assert digest(checkpoints.restore(state())[1]) == digest(state(1))
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def largest(step):
+    return max(
+        (p for p in (step / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+DAMAGES = {
+    "empty": lambda step: [shutil.rmtree(step), step.mkdir()],
+    "no manifest": lambda step: (step / "manifest.json").unlink(),
+    "orbax's temporary directory": lambda step: [
+        (step / "manifest.json").unlink(),
+        (step / "state").rename(step / "state.orbax-checkpoint-tmp"),
+    ],
+    "truncated": lambda step: largest(step).write_bytes(largest(step).read_bytes()[:-1]),
+    "a flipped bit": lambda step: flip(largest(step)),
+    "a missing file": lambda step: largest(step).unlink(),
+    "an emptied file": lambda step: largest(step).write_bytes(b""),
+    "half a manifest": lambda step: (step / "manifest.json").write_text('{"content": {"step":'),
+    "a flipped bit in the manifest": lambda step: flip(step / "manifest.json"),
+    "an empty manifest": lambda step: (step / "manifest.json").write_text(""),
+}
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    save(directory, 10, 20)
+    return directory
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_step_is_passed_over_and_does_not_block(two_steps, tmp_path, caplog, damage):
+    directory = shutil.copytree(two_steps, tmp_path / "checkpoints")
+    DAMAGES[damage](directory / "20")
+    had_manifest = (directory / "20" / "manifest.json").exists()
+    with Checkpoints(directory) as checkpoints, caplog.at_level(logging.WARNING):
+        step, restored = checkpoints.restore(state())
+        assert step == 10 and digest(restored) == digest(state(10))
+        assert checkpoints.steps() == [10]
+        assert any(
+            "20" in r.getMessage() and "passed over" in r.getMessage() for r in caplog.records
+        )
+        with pytest.raises(CheckpointError, match=r"20' is .*last good checkpoint is step 10"):
+            checkpoints.restore(state(), step=20)
+        assert restore_part(directory, ["step"])[0] == 10
+        checkpoints.save(20, state(21))
+        assert checkpoints.restore(state())[0] == 20
+        assert digest(checkpoints.restore(state())[1]) == digest(state(21))
+    assert (directory / "20.damaged-1").exists() == had_manifest
+
+
+def test_a_folder_without_a_good_step_says_what_it_has(two_steps, tmp_path):
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        with pytest.raises(CheckpointError, match="no good checkpoint.*nothing there"):
+            checkpoints.restore(state())
+    directory = shutil.copytree(two_steps, tmp_path / "checkpoints")
+    shutil.rmtree(directory / "10")
+    flip(largest(directory / "20"))
+    (directory / "20-notes").mkdir()  # not ours
+    with pytest.raises(CheckpointError, match="no good checkpoint.*20: damaged"):
+        restore_part(directory, ["params"])
+
+
+def test_every_leaf_that_does_not_fit_is_named(two_steps):
+    target = state()
+    target["params"]["w"] = target["params"]["w"].reshape(-1)
+    target["params"]["half"] = target["params"]["half"].astype(jnp.float32)
+    target["params"]["new"] = jnp.ones(2)
+    del target["step"]
+    with Checkpoints(two_steps) as checkpoints:
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.restore(target)
+        lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+        assert lines == [
+            "params/half: bfloat16[3], wanted float32[3]",
+            "params/new: missing in the checkpoint (wanted float32[2])",
+            "params/w: float32[200,1], wanted float32[200]",
+            "step: only in the checkpoint (int32[])",
+        ]
+        # A rule may allow what is missing or more, never what was changed.
+        with pytest.raises(CheckpointError, match="params/w"):
+            checkpoints.restore(target, allow=["params", "step"])
+        target["params"] = {**state()["params"], "new": jnp.full(2, 7.0)}
+        _, restored = checkpoints.restore(target, allow=["params", "step"])
+        assert restored["params"]["new"].tolist() == [7.0, 7.0] and "step" not in restored
+        with pytest.raises(CheckpointError, match="params/new"):
+            checkpoints.restore(target, allow=["par", "step"])  # a part of a name is no sub-tree
+
+
+def test_weights_alone(two_steps):
+    step, parts = restore_part(two_steps, ["params", "ema/default", "step"])
+    assert step == 20 and set(parts) == {"params", "ema/default", "step"}
+    assert digest(parts["params"]) == digest(state(20)["params"])
+    assert digest(parts["ema/default"]) == digest(state(20)["ema"]["default"])
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(parts)) and parts["step"] == 20
+    assert restore_part(two_steps, ["step"], step=10)[1]["step"] == 10
+    with pytest.raises(CheckpointError, match="no 'ema/defualt'. Did you mean 'ema/default'"):
+        restore_part(two_steps, ["ema/defualt"])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"), [("text", "word is a str"), (jax.random.key(0), "word is a PRNG key")]
+)
+def test_leaves_that_are_no_numbers_are_refused(tmp_path, leaf, words):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        checkpoints.save(1, {"word": leaf})
+    with pytest.raises(CheckpointError):
+        checkpoints.close()
+    assert checkpoints.steps() == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's own end
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path):
+    """A limit on the size of files, which fails in the background as a full disk does."""
+    directory = tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints.save(10, state(10))
+    checkpoints.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        checkpoints.save(20, state(20, size=500_000))
+        with pytest.raises(CheckpointError) as caught:
+            for _ in range(1_000):  # as the loop does
+                checkpoints.check()
+                time.sleep(0.01)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    text = str(caught.value)
+    assert str(directory) in text and "File too large" in text and "\n" not in text
+    assert "last good checkpoint is step 10" in text and f"--workdir={tmp_path / 'run'}" in text
+    with pytest.raises(CheckpointError, match="step 10"):
+        checkpoints.save(30, state(30))  # a failure is not forgotten
+    with pytest.raises(CheckpointError, match="step 10"):
+        checkpoints.close()
+    assert not (directory / "20").exists()  # it would fill the disk
+    with Checkpoints(directory) as again:
+        assert digest(again.restore(state())[1]) == digest(state(10))
+        again.save(20, state(20))
+
+
+def test_a_folder_that_cannot_be_made_is_named_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="Step 1 could not be saved in .*file/checkpoints"):
+        with Checkpoints(tmp_path / "file" / "checkpoints") as checkpoints:
+            checkpoints.save(1, state())
+
+
+KILLED = """
+    import os, signal, sys, threading, time
+    import numpy as np
+    from vision_lang.runs import manifest
+    from vision_lang.runs.checkpoint import Checkpoints
+
+    directory, moment = sys.argv[1:]
+    kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    tree = lambda step: {"w": np.random.default_rng(step).standard_normal(2_000_000)}
+    checkpoints = Checkpoints(directory, keep=1)
+    checkpoints.save(10, tree(10))
+    checkpoints.wait()
+    if moment == "before the manifest":
+        manifest.write = kill
+    if moment == "while pruning":
+        from etils import epath
+        type(epath.Path(directory)).rmtree = kill
+    checkpoints.save(20, tree(20))
+    if moment.startswith("after"):
+        time.sleep(float(moment.split()[1]))
+        kill()
+    checkpoints.wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "survivor"),
+    [
+        ("after 0.0 s", 10),
+        ("before the manifest", 10),
+        ("while pruning", 20),
+        *[
+            pytest.param(f"after {moment} s", 10, marks=pytest.mark.slow)
+            for moment in (0.005, 0.01, 0.02, 0.03)
+        ],
+    ],
+)
+def test_a_kill_in_the_middle_of_a_save(tmp_path, moment, survivor):
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path), moment], cwd=ROOT
+    )
+    assert done.returncode == -9
+    assert (tmp_path / "20").exists()  # it was in the middle
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        step, restored = checkpoints.restore({"w": np.zeros(2_000_000)})
+        assert step == survivor
+        wanted = np.random.default_rng(step).standard_normal(2_000_000)
+        np.testing.assert_array_equal(restored["w"], wanted)
+        if survivor == 10:
+            checkpoints.save(20, {"w": wanted})
+            checkpoints.wait()
+            assert checkpoints.steps() == [20]
+
+
+DEVICES = """
+    import sys
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import NamedSharding, PartitionSpec as P
+    from vision_lang.runs.checkpoint import Checkpoints
+
+    assert jax.device_count() == 8
+    w = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    step = jax.pmap(lambda s, x: s * 2, in_axes=(None, 0), out_axes=None, axis_name="i",
+                    donate_argnums=0)
+    mapped = step(w, np.arange(8))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharded = jax.device_put(w * 2, NamedSharding(mesh, P("x")))
+    with Checkpoints(sys.argv[1], keep=3) as checkpoints:
+        checkpoints.save(1, {"w": mapped})
+        step(mapped, np.arange(8))  # donated
+        checkpoints.save(2, {"w": sharded})
+        two = jax.make_mesh((2,), ("x",), axis_types=(jax.sharding.AxisType.Auto,),
+                            devices=jax.devices()[:2])
+        for spec in (P(), P("x")):
+            target = jax.ShapeDtypeStruct((8, 2), jnp.float32, sharding=NamedSharding(two, spec))
+            for step in (1, 2):
+                _, back = checkpoints.restore({"w": target}, step=step)
+                assert back["w"].sharding == target.sharding
+                np.testing.assert_array_equal(back["w"], w * 2)
+"""
+
+
+def test_eight_devices_write_what_two_and_one_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(DEVICES), str(tmp_path)], cwd=ROOT, check=True
+    )
+    wanted = 2 * jnp.arange(16.0).reshape(8, 2)
+    with Checkpoints(tmp_path) as checkpoints:
+        for target in (
+            wanted * 0,
+            np.zeros((8, 2), np.float32),
+            jax.device_put(wanted, jax.devices()[0]),
+        ):
+            for step in (1, 2):
+                restored = checkpoints.restore({"w": target}, step=step)[1]["w"]
+                np.testing.assert_array_equal(restored, wanted)
+                assert isinstance(restored, type(target))
+    assert manifest.read(tmp_path / "1")["leaves"] == manifest.read(tmp_path / "2")["leaves"]
