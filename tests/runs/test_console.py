@@ -46,7 +46,14 @@ def test_a_terminal_gets_a_bar(clock):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599, "59m59s"), (7_620, "2h07m"), (97_300, "1d03h")],
-)  # fmt: skip
+    [
+        (0, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (3_599, "59m59s"),
+        (7_620, "2h07m"),
+        (97_300, "1d03h"),
+    ],
+)
 def test_durations(seconds, text):
     assert console.duration(seconds) == text

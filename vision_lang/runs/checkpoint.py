@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import jax
 from absl import logging
@@ -74,7 +74,9 @@ class Checkpoints:
         steps = self.steps()
         return steps[-1] if steps else None
 
-    def save(self, step: int, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def save(
+        self, step: int, state: Any, metrics: Mapping[str, SupportsFloat] | None = None
+    ) -> None:
         """Starts to save `state`; its arrays may be donated or changed once this has returned.
 
         Waits for the save before. What an interrupted save of the same step has left is

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import SupportsFloat, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -57,7 +57,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+    def update(self, step: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
         """Tells that `step` steps are done; metrics stay shown until the next ones."""
         now = time.monotonic()
         self._step = step

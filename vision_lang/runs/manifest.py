@@ -9,9 +9,10 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
+import numbers
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 from etils import epath
 
@@ -25,7 +26,7 @@ def write(
     directory: epath.Path,
     step: int,
     leaves: Mapping[str, trees.Spec],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, SupportsFloat],
 ) -> None:
     """Hashes all files under `directory` as they lie on disk, then writes its manifest.
 
@@ -108,13 +109,13 @@ def specs(content: Mapping[str, Any]) -> dict[str, trees.Spec]:
     return {p: (tuple(e["shape"]), e["dtype"]) for p, e in content["leaves"].items()}
 
 
-def finite_or_text(value: Any) -> float | int | str:
+def finite_or_text(value: SupportsFloat) -> float | int | str:
     """Returns a number that strict JSON can hold: 'NaN', 'Infinity', '-Infinity' as text.
 
     `float()` turns each of them back.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)
     number = float(value)
     if number != number:
         return "NaN"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def write_final(
 
 
 def write_results(
-    run: folder_lib.RunFolder, results: Mapping[str, float], keep_other_splits: bool = False
+    run: folder_lib.RunFolder, results: Mapping[str, SupportsFloat], keep_other_splits: bool = False
 ) -> dict[str, Any]:
     """Writes and returns results.json, a flat object `<split>/<metric>: number`.
 

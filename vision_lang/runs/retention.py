@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from vision_lang.errors import InputError, suggestion
 
@@ -25,7 +26,7 @@ class Retention:
     best: str
     sign: int
 
-    def check_metrics(self, metrics: Mapping[str, float]) -> None:
+    def check_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Checks that metrics, where there are any, hold the one that decides.
 
         Raises:
@@ -37,7 +38,7 @@ class Retention:
                 f"{suggestion(self.best, list(metrics))}"
             )
 
-    def stay(self, metrics: Mapping[int, Mapping[str, float]], newest: int) -> set[int]:
+    def stay(self, metrics: Mapping[int, Mapping[str, Any]], newest: int) -> set[int]:
         """Returns the steps that stay.
 
         Args:

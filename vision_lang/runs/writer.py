@@ -7,7 +7,7 @@ import io
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from etils import epath
@@ -52,7 +52,7 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Logs numbers at a step.
 
         Raises:
