@@ -22,7 +22,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 
 from vision_lang.data import presets
 from vision_lang.data.builders import copies
-from vision_lang.data.reading import Keys, Source
+from vision_lang.data.reading import Keys, Records, Source
 from vision_lang.errors import InputError, choose
 
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -244,10 +244,10 @@ def _feature(features: Any, key: str) -> Any:
     return _feature(features[first], rest)
 
 
-def _raw_records(builder: Any, split: str) -> Any:
+def _raw_records(builder: Any, split: str) -> Records:
     """Random access to the stored bytes of a split, a sub-split or a sum of them."""
     raw = DeserializeMethod.RAW_BYTES
-    return builder.as_data_source(split=split, deserialize_method=raw).data_source
+    return Records(builder.as_data_source(split=split, deserialize_method=raw).data_source)
 
 
 def _count(builder: Any, expression: str) -> int:

@@ -105,14 +105,13 @@ def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
     if not files.exists(path):
         raise InputError(f"{where} names the file '{entry['file_name']}', which does not exist.")
     key = entry.get("group") if entry.get("group") not in (None, "") else path
-    split = entry.get("split")
-    drawn = split in (None, "")
+    split = str(entry.get("split") or "")
     return Record(
         path=path,
         where=where,
         texts=_texts(entry, where),
         label=_label(entry, where),
-        split=split_of(str(key)) if drawn else choose(SPLITS, split, f"split in {where}:"),
+        split=choose(SPLITS, split, f"split in {where}:") if split else split_of(str(key)),
         fields={k.replace("/", "_"): as_string(v) for k, v in entry.items()
                 if k not in KNOWN_FIELDS or k == "group"},
     )  # fmt: skip
