@@ -15,10 +15,12 @@ from tensorboard import context
 from tensorboard.backend.event_processing import (
     data_provider,
     event_accumulator,
+    plugin_event_accumulator,
     plugin_event_multiplexer,
 )
 from tensorboard.plugins import base_plugin
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
+from tensorboard.util.tensor_util import make_ndarray
 
 from configs import common
 from vision_lang.errors import InputError
@@ -34,11 +36,23 @@ def run(tmp_path):
 
 
 def tensorboard(run):
-    """Returns {tag: [(step, value)]} as TensorBoard's EventAccumulator has them."""
+    """Returns {tag: [(step, value)]} as TensorBoard's EventAccumulator has them.
+
+    There are two of them, which purge by different rules: that of the Python API, and that of
+    the server (which has another still, in Rust, where the platform has it).
+    """
     events = event_accumulator.EventAccumulator(str(run.root), size_guidance={"scalars": 0})
     events.Reload()
     tags = events.Tags()["scalars"]
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    seen = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
+    served = plugin_event_accumulator.EventAccumulator(
+        str(run.root), tensor_size_guidance={"scalars": 0}
+    )
+    served.Reload()
+    for tag, pairs in seen.items():
+        tensors = [(e.step, make_ndarray(e.tensor_proto).item()) for e in served.Tensors(tag)]
+        np.testing.assert_array_equal(tensors, pairs)  # NaN equals NaN
+    return seen
 
 
 def lines(run):
@@ -148,6 +162,17 @@ def test_what_was_logged_at_the_restored_step_is_not_logged_again(run):
         writer.scalars(40, {"loss": 9.0, "val/loss": 2.0})  # an evaluation that a kill cut off
     assert lines(run) == [{"step": 40, "loss": 1.0, "val/loss": 2.0}]
     assert tensorboard(run) == {"loss": [(40, 1.0)], "val/loss": [(40, 2.0)]}
+
+
+def test_a_run_that_starts_again_from_nothing_has_one_of_each(run):
+    for _ in range(2):  # stopped before its first checkpoint
+        with Writer(run) as writer:
+            writer.config(common.base())
+            log(writer, range(50))
+    assert [line["step"] for line in lines(run)] == list(range(50))
+    assert [step for step, _ in tensorboard(run)["loss"]] == list(range(50))
+    served = plugin_event_accumulator.EventAccumulator(str(run.root)).Reload()
+    assert [e.step for e in served.Tensors("config")] == [0]
 
 
 @pytest.mark.parametrize("torn", ['{"step": 30, "lo', "\n", '{"step": 30, "loss": 3}', "\0\0\0"])

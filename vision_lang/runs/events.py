@@ -29,16 +29,21 @@ class EventFile:
       directory: the run folder.
       start_step: the step that training goes on from; what older files say of later steps is
         declared void (TensorBoard purges it).
+
+    Attributes:
+      is_first: no event file was there before.
     """
 
     def __init__(self, directory: epath.Path, start_step: int) -> None:
-        self._file = (directory / _next_name(directory)).open("wb")
+        times = _times(directory)
+        self.is_first = not times
+        # Readers take event files in the order of their names, whose head is a time in seconds.
+        now = max([int(time.time()), *(t + 1 for t in times)])
+        self._file = (directory / f"{_STEM}.{now:010d}.vision_lang").open("wb")
         self._write(event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start_step > 0:
-            restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            event = event_pb2.Event(wall_time=time.time(), step=start_step + 1)
-            event.session_log.CopyFrom(restart)
-            self._write(event)
+        # A new run says so too: TensorBoard purges nothing at the first start that it sees.
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=start_step + 1, session_log=start))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         pairs = [summary_pb2.Summary.Value(tag=t, simple_value=v) for t, v in values.items()]
@@ -112,8 +117,6 @@ def _plugin_value(
     return summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
 
 
-def _next_name(directory: epath.Path) -> str:
-    """Readers take event files in the order of their names, whose head is a time in seconds."""
-    names = [p.name for p in directory.iterdir() if p.name.startswith(_STEM + ".")]
-    times = [int(n.split(".")[3]) for n in names if n.split(".")[3].isdecimal()]
-    return f"{_STEM}.{max([int(time.time()), *(t + 1 for t in times)]):010d}.vision_lang"
+def _times(directory: epath.Path) -> list[int]:
+    names = [p.name.split(".") for p in directory.iterdir() if p.name.startswith(_STEM + ".")]
+    return [int(parts[3]) for parts in names if parts[3].isdecimal()]

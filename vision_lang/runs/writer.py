@@ -107,7 +107,7 @@ class Writer:
 
         A resumed run has it already; what has changed since is one text at the step it changed.
         """
-        if self._start > 0:
+        if not self._events.is_first:
             return
         flat = config_lib.flatten(config)
         self.text(0, "config", _table(("field", "value"), [(p, repr(v)) for p, v in flat.items()]))
