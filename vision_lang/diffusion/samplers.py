@@ -9,10 +9,12 @@ every schedule. A sampler is (init, step, finish), pure functions:
     x     = finish(state)
 
 `run` takes any number of steps in one while loop; `sample` takes them all. Everything that a step
-needs of earlier ones is in the state, so a caller may run in chunks. Jit `run` with `start` and
-`stop` as traced arguments: every chunk is then the same compiled program, and chunks equal the
-whole bit for bit. Noise is drawn per image from fold_in(key, step), so image k does not depend on
-the batch.
+needs of earlier ones is in the state, so a caller may run in chunks. Chunks equal the whole bit
+for bit where both are one compiled program: jit `run` once, with `start` and `stop` traced, and
+call it with (0, N) for all steps. A separate jit of `sample` gives the same bits on the CPU as
+long as `levels` is a constant in both (measured); as an argument in one of them, the compiler
+folds constants differently and the last bit may differ. Noise is drawn per image from
+fold_in(key, step), so image k does not depend on the batch.
 
 Shape letters: B batch, H height, W width, C channels, N sampling steps.
 """
@@ -38,8 +40,8 @@ class State(NamedTuple):
     """What is carried from step to step."""
 
     x: Array  # [B, H, W, C]
-    x0: Array  # the last estimate of x0, for a preview and for multi-step samplers [B, H, W, C]
-    keys: Array | None  # [B]
+    keys: Array | None  # [B]; None for samplers that add no noise
+    x0: Array | None = None  # the last estimate [B, H, W, C], for samplers that look back
 
 
 class Sampler(NamedTuple):
@@ -50,14 +52,20 @@ class Sampler(NamedTuple):
     finish: Callable[[State], Array]
 
 
+# No state carries what its step does not read: dead parts of a loop's state are dropped or kept
+# depending on what the caller returns, and then the loop is another program with other rounding.
 def _init(x: Array, keys: Array | None = None) -> State:
-    return State(x, jnp.zeros_like(x), keys)
+    return State(x, None)
 
 
 def _init_with_keys(x: Array, keys: Array | None = None) -> State:
     if keys is None:
         raise InputError("This sampler adds noise: give it one random key per image.")
-    return _init(x, keys)
+    return State(x, keys)
+
+
+def _init_with_history(x: Array, keys: Array | None = None) -> State:
+    return State(x, None, jnp.zeros_like(x))
 
 
 def _finish(state: State) -> Array:
@@ -94,12 +102,12 @@ def ddim(eta: float = 0.0) -> Sampler:
         x0 = denoiser(state.x, now)
         eps = to_eps(x0, state.x, now.alpha, now.sigma)
         if eta == 0.0:
-            return State(after.alpha * x0 + after.sigma * eps, x0, state.keys)
+            return State(after.alpha * x0 + after.sigma * eps, state.keys)
         ratio = now.alpha * after.sigma / (after.alpha * now.sigma)
         fresh = eta**2 * (1.0 - ratio) * (1.0 + ratio)  # share of the variance that is new noise
         noise = _noise(state.keys, i + 1, state.x)
         mixed = jnp.sqrt(1.0 - fresh) * eps + jnp.sqrt(fresh) * noise
-        return State(after.alpha * x0 + after.sigma * mixed, x0, state.keys)
+        return State(after.alpha * x0 + after.sigma * mixed, state.keys)
 
     return Sampler(_init if eta == 0.0 else _init_with_keys, step, _finish)
 
@@ -137,7 +145,7 @@ def heun() -> Sampler:
             return state.x + along_x0 + 0.5 * (after.sigma - now.sigma) * (eps + eps_after)
 
         x = lax.cond(after.sigma > 0.0, correct, lambda: guess)
-        return State(x, x0, state.keys)
+        return State(x, state.keys)
 
     return Sampler(_init, step, _finish)
 
@@ -161,9 +169,9 @@ def dpmpp_2m() -> Sampler:
         weight = jnp.where(second, 0.5 * h / jnp.where(second, h_before, 1.0), 0.0)
         extrapolated = x0 + weight * (x0 - state.x0)
         eps = to_eps(extrapolated, state.x, now.alpha, now.sigma)
-        return State(after.alpha * extrapolated + after.sigma * eps, x0, state.keys)
+        return State(after.alpha * extrapolated + after.sigma * eps, state.keys, x0)
 
-    return Sampler(_init, step, _finish)
+    return Sampler(_init_with_history, step, _finish)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
@@ -181,7 +189,12 @@ def make_sampler(name: str, **parameters: float) -> Sampler:
 
 
 def run(
-    sampler: Sampler, denoiser: Denoiser, levels: Level, state: State, start: Array, stop: Array
+    sampler: Sampler,
+    denoiser: Denoiser,
+    levels: Level,
+    state: State,
+    start: Array | int,
+    stop: Array | int,
 ) -> State:
     """Takes the steps start .. stop - 1; both may be traced, and should be (module's docstring)."""
     # A while loop, not a scan: a scan of another length may compile to another program.
@@ -198,9 +211,8 @@ def sample(
     sampler: Sampler, denoiser: Denoiser, levels: Level, x: Array, keys: Array | None = None
 ) -> jax.Array:
     """Returns the images [B, H, W, C] after all steps from x at level 0."""
-    # The barrier hides the number of steps from the compiler, so the loop compiles as in `run`.
-    start, stop = lax.optimization_barrier((jnp.int32(0), jnp.int32(len(levels.t) - 1)))
-    return sampler.finish(run(sampler, denoiser, levels, sampler.init(x, keys), start, stop))
+    stop = len(levels.t) - 1
+    return sampler.finish(run(sampler, denoiser, levels, sampler.init(x, keys), 0, stop))
 
 
 def exploding(denoiser: Denoiser, levels: Level) -> tuple[Denoiser, Level]:
