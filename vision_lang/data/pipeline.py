@@ -29,7 +29,7 @@ from vision_lang.data.prefetch import Prefetch
 from vision_lang.data.reading import BadRecord, Source
 from vision_lang.errors import InputError, choose
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 Batch = dict[str, np.ndarray]
 Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]  # text -> ids int32 [L], mask bool [L]
 
@@ -204,8 +204,6 @@ def train_batches(
       InputError: too many broken records; an example without text where text is wanted.
       ExampleError: an example failed in another way.
     """
-    if not len(source):
-        raise InputError(f"The split '{source.split}' is empty.")
     rows = _rows(batch_size, process_index, process_count)
     make = _make(source, encode, data, seed, batch_size, rows)
     return _batches(make, range(step, sys.maxsize), data, workers)
@@ -230,7 +228,7 @@ def eval_batches(
     return _batches(make, range(-(-len(source) // batch_size)), data, workers)
 
 
-def prefetch(iterator: Iterable[Batch], place: Callable[[Batch], T], depth: int = 2) -> Prefetch[T]:
+def prefetch(iterator: Iterable[S], place: Callable[[S], T], depth: int = 2) -> Prefetch[T]:
     """`place(batch)` of each batch (a device put), computed ahead in a thread; see `Prefetch`."""
     return Prefetch(iterator, place, depth)
 

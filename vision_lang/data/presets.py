@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
     # 28 px are centred on 32: no pixel is resampled.
     "fashion_mnist": Preset(
         image="image", label="label", resolution=32, crop="pad", background=(0, 0, 0),
-        splits={"train": "train[:55000]", "validation": "train[55000:]", "test": "test"},
+        splits={"train": "train[:92%]", "validation": "train[92%:]", "test": "test"},
         phrases={"T-shirt/top": "T-shirt or top", "Trouser": "pair of trousers",
                  "Sandal": "sandal", "Ankle boot": "ankle boot"},
     ),

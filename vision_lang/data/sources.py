@@ -70,10 +70,14 @@ def prepare(data: ConfigDict) -> Prepared:
     Raises:
       InputError: the data cannot be found or read; the message says how to get them.
     """
-    builder, fingerprint, preset = _find_builder(data)
-    if not builder.info.splits:
-        raise InputError(f"The data set at {builder.data_path} has no split.")
+    preset = presets.get(data.name)
+    builder, fingerprint, own = _find_builder(data, preset)
+    if own:  # our builders write the splits under our names
+        preset = dataclasses.replace(preset, splits={name: name for name in builder.info.splits})
     expressions = _split_expressions(list(builder.info.splits), preset)
+    counts = {name: int(builder.info.splits[e].num_examples) for name, e in expressions.items()}
+    if not any(counts.values()):
+        raise InputError(f"The data set at {builder.data_path} has no examples.")
     keys = _find_keys(builder, data, preset)
     class_names, label_ids = _classes(builder, keys)
     fingerprint = fingerprint or _fingerprint(builder)
@@ -81,11 +85,11 @@ def prepare(data: ConfigDict) -> Prepared:
     return Prepared(
         name=data.name,
         fingerprint=fingerprint,
-        splits={name: _count(builder, text) for name, text in expressions.items()},
+        splits={name: count for name, count in counts.items() if count},
         class_names=class_names,
         directory=epath.Path(builder.data_path),
         _builder=builder,
-        _expressions=expressions,
+        _expressions={name: text for name, text in expressions.items() if counts[name]},
         _keys=keys,
         _label_ids=label_ids,
         _preset=preset,
@@ -93,23 +97,21 @@ def prepare(data: ConfigDict) -> Prepared:
     )
 
 
-def _find_builder(data: ConfigDict) -> tuple[Any, str, presets.Preset]:
-    """The TFDS builder, the source's fingerprint ('' = take the builder's), the preset."""
-    preset = presets.get(data.name)
+def _find_builder(data: ConfigDict, preset: presets.Preset) -> tuple[Any, str, bool]:
+    """The TFDS builder, the source's fingerprint ('' = take the builder's), is it one of ours?"""
     name = data.name.split("/")[0]
     if name == "shapes":
-        return _shapes(data), "", preset
+        return _shapes(data), "", True
     if name == "folder":
         from vision_lang.data.builders import folder
 
-        return *folder.prepare(data.path, data.dir), preset
+        return *folder.prepare(data.path, data.dir), True
     from vision_lang.data.builders import idx
 
     if name == "idx" or (data.path and idx.is_idx_folder(data.path)):
         class_names = presets.FASHION_CLASSES if name == "fashion_mnist" else None
-        builder, fingerprint = idx.prepare(data.path, data.dir, class_names)
-        return builder, fingerprint, dataclasses.replace(preset, splits=None)
-    return _open_tfds(data, preset), "", preset
+        return *idx.prepare(data.path, data.dir, class_names), True
+    return _open_tfds(data, preset), "", False
 
 
 def _shapes(data: ConfigDict) -> Any:
@@ -248,10 +250,6 @@ def _raw_records(builder: Any, split: str) -> Records:
     """Random access to the stored bytes of a split, a sub-split or a sum of them."""
     raw = DeserializeMethod.RAW_BYTES
     return Records(builder.as_data_source(split=split, deserialize_method=raw).data_source)
-
-
-def _count(builder: Any, expression: str) -> int:
-    return sum(i.examples_in_shard for i in builder.info.splits[expression].file_instructions)
 
 
 def _fingerprint(builder: Any) -> str:

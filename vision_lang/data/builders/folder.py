@@ -62,11 +62,12 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         by_split: dict[str, list[Record]] = {}
         for record in self.builder_config.index.records:
             by_split.setdefault(record.split, []).append(record)
-        good = {
-            split: self._generate_examples(records)
-            for split, records in sorted(by_split.items())
-            if any(isinstance(self._load(record), bytes) for record in records)
-        }
+        good = {}
+        for split, records in sorted(by_split.items()):
+            if any(isinstance(self._load(record), bytes) for record in records):
+                good[split] = self._generate_examples(records)
+            else:
+                list(self._generate_examples(records))  # only notes what is broken
         if not good:
             path = self.builder_config.files.path
             raise InputError(f"None of the pictures in {path} can be decoded.")

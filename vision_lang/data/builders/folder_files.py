@@ -15,6 +15,10 @@ PICTURE_ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jpe", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
     ".pbm", ".pnm", ".tga", ".ico", ".jp2", ".avif",
 )  # fmt: skip
+SPLITS = {
+    "train": "train", "validation": "validation", "val": "validation", "valid": "validation",
+    "test": "test",
+}  # fmt: skip
 
 
 class Files:
@@ -52,13 +56,16 @@ class Files:
             for name in names:
                 full = os.path.join(folder, name)
                 relative = os.path.relpath(full, self._root).replace(os.sep, "/")
-                if name.startswith(".") or not _wanted(relative):
+                if name.startswith(".") or not os.path.exists(full):  # a link to nothing
                     continue
-                # Names of links are only followed inside of the folder: a data set that someone
-                # sends must not be able to read other files of this machine.
+                # Links are only followed inside of the folder: a data set that someone sends
+                # must not be able to read other files of this machine.
                 if os.path.commonpath([real_root, os.path.realpath(full)]) != real_root:
+                    if not name.lower().endswith((*PICTURE_ENDINGS, ".jsonl")):
+                        continue
                     raise InputError(
-                        f"'{relative}' in {self.path} is a link that leaves the folder."
+                        f"'{relative}' in {self.path} is a link that leaves the folder: refused. "
+                        "Copy the file to where the link is."
                     )
                 info = os.stat(full)
                 entries[relative] = (relative, f"{info.st_size} {info.st_mtime_ns}")
@@ -68,7 +75,8 @@ class Files:
         entries = {}
         for info in archive.infolist():
             name = info.filename.replace("\\", "/")
-            if info.is_dir() or name.startswith("__MACOSX/") or not _wanted(name):
+            hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+            if info.is_dir() or hidden or name.startswith("__MACOSX/"):
                 continue
             _check_inside(name, f"{self.path} holds the entry")
             if stat.S_ISLNK(info.external_attr >> 16):
@@ -78,14 +86,14 @@ class Files:
             state = f"{info.file_size} {info.CRC} {info.date_time}"
             entries[posixpath.normpath(name)] = (info.filename, state)
         tops = {name.split("/")[0] for name in entries}
-        if len(tops) == 1 and all("/" in name for name in entries):
+        if len(tops) == 1 and all("/" in name for name in entries) and not tops & set(SPLITS):
             # The usual zip of a folder has that folder as its only top entry. A single class
             # folder looks the same and loses nothing but a label that all pictures would share.
             return {name.split("/", 1)[1]: entry for name, entry in entries.items()}
         return entries
 
     def names(self) -> list[str]:
-        """All pictures and metadata files, sorted."""
+        """All files, sorted."""
         return list(self._entries)
 
     def pictures(self) -> list[str]:
@@ -108,10 +116,6 @@ class Files:
         name = name.replace("\\", "/")
         _check_inside(posixpath.join(folder, name), f"{where} names")
         return posixpath.normpath(posixpath.join(folder, name))
-
-
-def _wanted(name: str) -> bool:
-    return name.lower().endswith((*PICTURE_ENDINGS, ".jsonl")) and "/." not in f"/{name}"
 
 
 def _check_inside(name: str, what: str) -> None:

@@ -14,14 +14,10 @@ import json
 import posixpath
 from typing import Any
 
-from vision_lang.data.builders.folder_files import Files
+from vision_lang.data.builders.folder_files import SPLITS, Files
 from vision_lang.errors import InputError, choose
 
 METADATA = "metadata.jsonl"
-SPLITS = {
-    "train": "train", "validation": "validation", "val": "validation", "valid": "validation",
-    "test": "test",
-}  # fmt: skip
 KNOWN_FIELDS = ("file_name", "text", "label", "split", "group")
 LARGEST_LABEL = 1_000_000
 
@@ -105,7 +101,8 @@ def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
     if not files.exists(path):
         raise InputError(f"{where} names the file '{entry['file_name']}', which does not exist.")
     key = entry.get("group") if entry.get("group") not in (None, "") else path
-    split = str(entry.get("split") or "")
+    # A line's own split wins, then a folder called train, validation or test around the metadata.
+    split = str(entry.get("split") or SPLITS.get(folder.split("/")[0], ""))
     return Record(
         path=path,
         where=where,

@@ -1,0 +1,262 @@
+"""A user's own folder or zip of pictures."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.data.conftest import encode, plain, write_folder
+from vision_lang.data import sources
+from vision_lang.data.builders.folder_index import split_of
+from vision_lang.errors import InputError
+
+Config = Callable[..., ConfigDict]
+EMOJI = Path(__file__).parents[3] / "../shared/data/emoji64/noto_emoji64.zip"
+
+
+def line(number: int, **more: Any) -> dict[str, Any]:
+    return {"file_name": f"{number}.png", "text": f"number {number}", **more}
+
+
+def pictures(*numbers: int) -> dict[str, bytes]:
+    return {f"{n}.png": encode(plain(n)) for n in numbers}
+
+
+def read(prepared: sources.Prepared, split: str) -> dict[str, dict[str, Any]]:
+    source = prepared.open(split)
+    examples = [source[i] for i in range(len(source))]
+    return {example["name"]: example for example in examples}
+
+
+def zipped(folder: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.write(path, prefix + str(path.relative_to(folder)))
+    return folder.with_suffix(".zip")
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "zip of a folder"])
+def test_pictures_come_back_with_their_words(config: Config, tmp_path: Path, form: str) -> None:
+    lines = [
+        line(1, split="train", label="odd", mood=["glad", "calm"], year=1999, note=None),
+        line(2, split="train", label="even", text=["number 2", " the second "]),
+        line(3, split="val", label="odd"),
+        line(4, split="test") | {"file_name": "./sub/4.png"},
+    ]
+    files = pictures(1, 2, 3) | {
+        "sub/4.png": encode(plain(4)),
+        ".hidden.png": b"",
+        "notes.txt": b"x",
+    }
+    path = write_folder(tmp_path / "pics", files, lines)
+    path = {"folder": path, "zip": zipped(path), "zip of a folder": zipped(path, "pics/")}[form]
+    prepared = sources.prepare(config("folder", path=str(path)))
+    assert prepared.splits == {"train": 2, "validation": 1, "test": 1}
+    assert prepared.class_names == ["even", "odd"]
+    train = read(prepared, "train")
+    assert train["1.png"]["texts"] == ("number 1",) and train["1.png"]["label"] == 1
+    assert train["2.png"]["texts"] == ("number 2", "the second") and train["2.png"]["label"] == 0
+    np.testing.assert_array_equal(train["2.png"]["image"], plain(2))
+    assert read(prepared, "test")["sub/4.png"]["label"] == -1
+    others = sources.prepare(config("folder", path=str(path), text_key="fields/mood,fields/year"))
+    assert read(others, "train")["1.png"]["texts"] == ("glad, calm", "1999")
+
+
+def test_split_is_by_line_else_by_group_else_by_name(config: Config, tmp_path: Path) -> None:
+    lines = [line(n, group=f"family {n // 4}") for n in range(200)]
+    lines += [line(n) for n in range(200, 240)] + [line(250, split="test", group="family 0")]
+    path = write_folder(tmp_path / "pics", pictures(*range(240), 250), lines)
+    prepared = sources.prepare(config("folder", path=str(path)))
+    where = {name: split for split in prepared.splits for name in read(prepared, split)}
+    for n in range(200):
+        assert where[f"{n}.png"] == split_of(f"family {n // 4}")
+    for n in range(200, 240):
+        assert where[f"{n}.png"] == split_of(f"{n}.png")
+    assert where["250.png"] == "test"
+    shares = Counter(split_of(f"group {n}") for n in range(10_000))
+    assert abs(shares["train"] - 8_000) < 200 and abs(shares["test"] - 1_000) < 150
+
+
+@pytest.mark.parametrize("by_split", [False, True])
+def test_class_sub_folders(config: Config, tmp_path: Path, by_split: bool) -> None:
+    tops = ("train/", "valid/", "test/") if by_split else ("",)
+    files = {f"{top}{kind}/{n}.png": encode(plain(n))
+             for top in tops for kind in ("iris", "oak tree") for n in range(30)}  # fmt: skip
+    path = write_folder(tmp_path / "pics", files)
+    prepared = sources.prepare(config("folder", path=str(path)))
+    assert prepared.class_names == ["iris", "oak tree"]
+    assert sum(prepared.splits.values()) == len(files)
+    if by_split:
+        assert prepared.splits == {"train": 60, "validation": 60, "test": 60}
+    for split in prepared.splits:
+        for name, example in read(prepared, split).items():
+            assert (f"/{name}".split("/")[-2] == "oak tree") == bool(example["label"])
+            words = "a photo of an oak tree" if example["label"] else "a photo of an iris"
+            assert example["texts"] == (words,)
+
+
+def test_metadata_in_split_folders(config: Config, tmp_path: Path) -> None:
+    for n, split in enumerate(("train", "test")):
+        write_folder(tmp_path / "pics" / split, pictures(n), [line(n)])
+    prepared = sources.prepare(config("folder", path=str(tmp_path / "pics")))
+    assert read(prepared, "train").keys() == {"train/0.png"}
+    assert read(prepared, "test").keys() == {"test/1.png"}
+
+
+def test_odd_formats_are_normalised(config: Config, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    half = np.zeros((6, 4, 3), np.uint8)
+    half[:3] = 250
+    alpha = np.dstack([plain(9), np.zeros((8, 8), np.uint8)])
+    files = {
+        "turned.jpg": encode(half, "JPEG", quality=95, exif=exif.tobytes()),
+        "grey.png": encode(np.full((5, 7), 77, np.uint8)),
+        "clear.png": encode(alpha),
+        "moving.gif": encode(Image.new("P", (8, 8)), "GIF"),
+    }
+    lines = [{"file_name": name, "text": "x", "split": "train"} for name in files]
+    path = write_folder(tmp_path / "pics", files, lines)
+    prepared = sources.prepare(config("folder", path=str(path), background=(1, 2, 3)))
+    train = read(prepared, "train")
+    assert train["turned.jpg"]["image"][0].mean() < 10 < train["turned.jpg"]["image"][-1].mean()
+    assert (
+        train["grey.png"]["image"].shape == (5, 7, 3) and (train["grey.png"]["image"] == 77).all()
+    )
+    assert (train["clear.png"]["image"] == (1, 2, 3)).all()
+    assert len(train) == 4
+
+
+def test_broken_pictures_are_left_out_counted_and_named(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = pictures(*range(5)) | {"5.png": b"junk", "6.png": encode(plain(6, 64))[:60]}
+    lines = [line(n, split="test" if n == 5 else "train") for n in range(7)]
+    data = config("folder", path=str(write_folder(tmp_path / "pics", files, lines)))
+    for _ in range(2):  # also where the copy was prepared before
+        caplog.clear()
+        prepared = sources.prepare(data)
+        assert prepared.splits == {"train": 5}
+        assert "2 broken pictures" in caplog.text and "5.png, 6.png" in caplog.text
+    with pytest.raises(InputError, match="Unknown split .*'test'.*train"):
+        prepared.open("test")
+
+
+def test_a_changed_folder_is_prepared_anew_and_says_so(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_folder(tmp_path / "pics", pictures(1, 2), [line(1, split="train")])
+    data = config("folder", path=str(path))
+    first = sources.prepare(data)
+    assert "2.png" not in caplog.text and "1 pictures" in caplog.text  # one that no line mentions
+    again = sources.prepare(data)
+    assert again.fingerprint == first.fingerprint and again.directory == first.directory
+    assert "has changed" not in caplog.text
+    seen = {first.fingerprint}
+    for change in ("caption", "picture", "new file", "time"):
+        caplog.clear()
+        if change == "caption":
+            write_folder(path, {}, [line(1, split="train", text="another")])
+        elif change == "picture":
+            write_folder(path, {"1.png": encode(plain(50, 9))})
+        elif change == "new file":
+            write_folder(path, pictures(3))
+        else:
+            os.utime(path / "1.png", (1, 1))
+        changed = sources.prepare(data)
+        assert "has changed since it was prepared" in caplog.text
+        assert changed.fingerprint not in seen
+        seen.add(changed.fingerprint)
+    assert read(changed, "train")["1.png"]["texts"] == ("another",)
+    assert read(changed, "train")["1.png"]["image"].shape == (9, 9, 3)
+
+
+def test_two_folders_never_share(config: Config, tmp_path: Path) -> None:
+    prepared = []
+    for place, value in (("a", 1), ("b", 2)):
+        path = write_folder(tmp_path / place / "pics", {}, [line(1, split="train")])
+        (path / "1.png").write_bytes(encode(plain(value), compress_level=0))
+        os.utime(path / "1.png", (1, 1))
+        os.utime(path / "metadata.jsonl", (1, 1))
+        prepared.append(sources.prepare(config("folder", path=str(path))))
+    assert prepared[0].fingerprint == prepared[1].fingerprint  # same names, sizes, times, metadata
+    values = [read(p, "train")["1.png"]["image"].max() for p in prepared]
+    assert values == [1, 2]
+
+
+BAD_METADATA: list[tuple[list[Any], str]] = [
+    ([line(1), line(9)], "line 2 names the file '9.png', which does not exist"),
+    ([line(1), "", "{not json"], "line 3 is not valid JSON"),
+    ([line(1), {"text": "x"}], "line 2 must be an object with"),
+    (["[1]"], "line 1 must be an object"),
+    ([line(1) | {"file_name": "../secret.png"}], "line 1 names '../secret.png', which lies out"),
+    ([line(1) | {"file_name": "/etc/x.png"}], "lies outside of the folder"),
+    ([line(1) | {"file_name": "a/../../secret.png"}], "lies outside of the folder"),
+    ([line(1), line(2, text=" ")], "line 2 has no usable text"),
+    ([line(1), line(2, text=[])], "line 2 has no usable text"),
+    ([line(1), line(2, text=7)], "line 2: \"text\" must be a string or a list"),
+    ([line(1), {"file_name": "2.png"}], "line 2 has no \"text\", though 1 of 2"),
+    ([line(1, split="tset")], "Unknown split in .* line 1: 'tset'. Did you mean 'test'"),
+    ([line(1, label=1), line(2, label="one")], "line 2: \"label\" is a name here"),
+    ([line(1, label=-2)], "line 1: \"label\" must be a name or a class number"),
+    ([line(1, label=10**12)], "line 1: \"label\" must be a name or a class number"),
+    ([], "There is no picture in"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "message"), BAD_METADATA)
+def test_bad_metadata_is_refused_with_the_line(
+    config: Config, tmp_path: Path, lines: list[Any], message: str
+) -> None:
+    (tmp_path / "secret.png").write_bytes(encode(plain(1)))
+    path = write_folder(tmp_path / "pics", pictures(1, 2), lines)
+    with pytest.raises(InputError, match=message):
+        sources.prepare(config("folder", path=str(path)))
+    assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
+
+
+def test_unusable_sources_are_refused(config: Config, tmp_path: Path) -> None:
+    def message(path: Path | str) -> str:
+        with pytest.raises(InputError) as caught:
+            sources.prepare(config("folder", path=str(path)))
+        return str(caught.value)
+
+    assert "needs data.path" in message("")
+    assert "no folder or zip" in message(tmp_path / "nowhere")
+    assert "no picture" in message(write_folder(tmp_path / "empty", {"notes.txt": b"x"}))
+    assert "neither a folder nor a zip" in message(
+        write_folder(tmp_path, {"x.zip": b"x"}) / "x.zip"
+    )
+    junk = write_folder(tmp_path / "junk", {"a.png": b"junk", "b.jpg": b""})
+    assert "None of the pictures" in message(junk)
+    link = write_folder(tmp_path / "linked", pictures(1))
+    (link / "2.png").symlink_to(tmp_path / "junk" / "a.png")
+    assert "'2.png'" in message(link) and "leaves the folder" in message(link)
+
+
+def test_zips_that_climb_out_are_refused(config: Config, tmp_path: Path) -> None:
+    for name in ("../evil.png", "/evil.png", "a/../../evil.png", "..\\evil.png"):
+        with zipfile.ZipFile(tmp_path / "slip.zip", "w") as archive:
+            archive.writestr("good.png", encode(plain(1)))
+            archive.writestr(name, encode(plain(1)))
+        with pytest.raises(InputError, match="outside of the folder"):
+            sources.prepare(config("folder", path=str(tmp_path / "slip.zip")))
+
+
+@pytest.mark.skipif(not EMOJI.exists(), reason="the shared data are not here")
+def test_the_emoji(config: Config) -> None:
+    prepared = sources.prepare(config("folder", path=str(EMOJI)))
+    assert prepared.splits == {"train": 2261, "validation": 278, "test": 329}
+    assert prepared.class_names is not None and len(prepared.class_names) == 9
+    assert all(len(texts) == 1 for texts in prepared.open("train").captions())
+    first = prepared.open("test")[0]
+    assert first["image"].shape == (64, 64, 3) and first["image"].dtype == np.uint8
