@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.runs.states import save
+
 
 @pytest.fixture
 def file_limit():
@@ -21,3 +23,11 @@ def file_limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture(scope="session")
+def two_steps(tmp_path_factory):
+    """A folder with the good steps 10 and 20; copy it before changing it."""
+    directory = tmp_path_factory.mktemp("two") / "checkpoints"
+    save(directory, 10, 20)
+    return directory

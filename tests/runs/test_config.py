@@ -168,6 +168,9 @@ def test_flag_errors_become_sentences(tmp_path):
         "Did you mean 'data.path'?",
         f"--config={file} --config.text_length=8": "--config.text_length: the config has no such "
         "field. Did you mean 'data.text_length'?",
+        f"--config {file} --config.init.encoder=RUN": "--config.init.encoder: the config has no "
+        "such field. Write --config.init=\"{'encoder': ...}\".",
+        f"--config={file} --config.init={{'encoder':'RUN'}}": "no error",
         f"--config={file} --config.steps=1e3": "--config.steps=1e3: a whole number written in "
         "digits, such as 1000 is wanted.",
         f"--config={file} --config.deterministic=maybe": "--config.deterministic=maybe: true or "

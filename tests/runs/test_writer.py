@@ -24,7 +24,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from configs import common
 from vision_lang.errors import InputError
-from vision_lang.runs import folder
+from vision_lang.runs import files, folder
 from vision_lang.runs.writer import Writer, read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,9 +150,9 @@ def test_pictures_and_texts_survive_and_are_not_doubled(run):
     assert [e.step for e in multiplexer.Tensors(name, "samples")] == [20, 40, 60]
     assert [e.step for e in multiplexer.Tensors(name, "config")] == [0]
     assert "no difference" in str(multiplexer.Tensors(name, "config/difference")[0])
-    files = sorted(p.name for p in run.samples.iterdir())
-    assert files == [f"samples-{step:08d}.png" for step in (20, 40, 60)]
-    assert (np.asarray(Image.open(run.samples / files[2])) == 60).all()
+    names = sorted(p.name for p in run.samples.iterdir())
+    assert names == [f"samples-{step:08d}.png" for step in (20, 40, 60)]
+    assert (np.asarray(Image.open(run.samples / names[2])) == 60).all()
 
 
 def test_what_was_logged_at_the_restored_step_is_not_logged_again(run):
@@ -190,7 +190,7 @@ def test_a_killed_writer_leaves_all_that_it_logged(run):
     program = """
         import os, signal, sys
         from etils import epath
-        from vision_lang.runs import folder
+        from vision_lang.runs import files, folder
         from vision_lang.runs.writer import Writer
         writer = Writer(folder.RunFolder(epath.Path(sys.argv[1])))
         for step in range(1, 50):
@@ -201,6 +201,18 @@ def test_a_killed_writer_leaves_all_that_it_logged(run):
     assert subprocess.run(command, cwd=ROOT).returncode == -9
     assert [line["step"] for line in lines(run)] == list(range(1, 50))
     assert [step for step, _ in tensorboard(run)["loss"]] == list(range(1, 50))
+
+
+def test_a_store_that_cannot_append_gets_the_same_files(run, monkeypatch):
+    """A bucket, as far as its rules go: whole files only, sent at a flush and now and then."""
+    monkeypatch.setattr(files, "is_local", lambda path: False)
+    for start, stop in ((0, 58), (40, 101)):
+        with Writer(run, start) as writer:
+            log(writer, range(start + 1, stop))
+            writer.flush()
+            assert lines(run)[-1]["step"] == stop - 1
+    assert [line["step"] for line in lines(run)] == list(range(1, 101))
+    assert lines(run)[-1] == {"step": 100, "loss": 100.0, "val/loss": 100.0}
 
 
 def test_a_full_disk_is_a_sentence(run, file_limit):

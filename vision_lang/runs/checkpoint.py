@@ -16,6 +16,7 @@ room for one step more than are kept.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
@@ -157,7 +158,9 @@ class Checkpoints:
         wanted = trees.named_leaves(target)
         stored = manifest.specs(manifest.read(path))
         for part in allow:
-            stored, wanted = _allow(part, stored, wanted)
+            stored, wanted, passed_over = trees.allow(part, stored, wanted)
+            for line in passed_over:
+                logging.warning("%s.", line)
         lines = trees.mismatches(stored, {p: trees.spec(leaf) for p, leaf in wanted.items()})
         if lines:
             raise CheckpointError(
@@ -234,11 +237,15 @@ class Checkpoints:
             f"--workdir={self._directory.parent} goes on from there."
         )
         self._failure.__cause__ = error
-        try:
-            if path.exists() and not (path / manifest.NAME).exists():
-                path.rmtree()
-        except OSError as e:
-            logging.warning("'%s' could not be deleted: %s", path, e)
+        for left in reversed(range(20)):  # orbax's other threads may still be writing
+            try:
+                if path.exists() and not (path / manifest.NAME).exists():
+                    path.rmtree()
+                break
+            except OSError as e:
+                if not left:
+                    logging.warning("'%s' could not be deleted: %s", path, e)
+                time.sleep(0.1)
 
     def _good_steps(self) -> str:
         try:
@@ -282,17 +289,3 @@ def restore_part(
     flat = arrays.read(path / "state", wanted, stored)
     cut = {n: {p[len(n) :].lstrip("/"): flat[p] for p in ps} for n, ps in parts.items()}
     return found, {name: trees.nest(part) for name, part in cut.items()}
-
-
-def _allow(part: str, stored: dict, wanted: dict) -> tuple[dict, dict]:
-    """Returns both without the leaves under `part` that only one of them has."""
-    kept = []
-    for here, there, what in (
-        (stored, wanted, "only in the checkpoint, left out"),
-        (wanted, stored, "missing in the checkpoint, not restored"),
-    ):
-        single = [p for p in here if p not in there and (p + "/").startswith(part + "/")]
-        for path in single:
-            logging.warning("%s: %s.", path, what)
-        kept.append({p: leaf for p, leaf in here.items() if p not in single})
-    return kept[0], kept[1]

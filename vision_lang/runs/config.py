@@ -204,17 +204,26 @@ def _unknown_field(text: str, argv: list[str]) -> InputError:
         given = [g for g in given if names[0] in g.split(".")]
     if not given:
         return InputError(text.replace("\n", " "))
-    specs = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
-    try:
-        known = list(flatten(load(specs[-1]))) if specs else []
-    except InputError:
-        known = []
+    config = _config_of(argv)
+    known = list(flatten(config))
     hint = suggestion(given[0], known) if known else ""
-    leaf = given[0].rpartition(".")[2]
+    parent, _, leaf = given[0].rpartition(".")
+    if parent in config and not flatten(config[parent]):  # init, whose names are the user's
+        hint = f" Write --config.{parent}=\"{{'{leaf}': ...}}\"."
     same_leaf = [k for k in known if k.rpartition(".")[2] == leaf]
     if same_leaf:  # text_length for data.text_length
         hint = f" Did you mean '{same_leaf[0]}'?"
     return InputError(f"--config.{given[0]}: the config has no such field.{hint}")
+
+
+def _config_of(argv: list[str]) -> ConfigDict:
+    """Returns the config that a command line names, an empty one where it cannot be loaded."""
+    specs = [a.partition("=")[2] for a in argv if a.startswith("--config=")]
+    specs += [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+    try:
+        return load(specs[0]) if specs else ConfigDict()
+    except InputError:
+        return ConfigDict()
 
 
 def _deepest_input_error(error: BaseException | None) -> InputError | None:
