@@ -48,6 +48,9 @@ DAMAGES = {
     "an emptied file": lambda step: largest(step).write_bytes(b""),
     "half a manifest": lambda step: (step / "manifest.json").write_text('{"content": {"step":'),
     "a flipped bit in the manifest": lambda step: flip(step / "manifest.json"),
+    "another number in the manifest": lambda step: (step / "manifest.json").write_text(
+        (step / "manifest.json").read_text().replace('"step": 20', '"step": 21')
+    ),
     "an empty manifest": lambda step: (step / "manifest.json").write_text(""),
 }
 
