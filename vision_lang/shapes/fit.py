@@ -1,10 +1,11 @@
 """Analysis by synthesis: finds the shape, place, radius, blur and colour that redraw a patch.
 
-Each blob of a picture is compared with all shapes. A candidate is theta = (x, y, radius, blur), in
-pixels; its drawing is background + C(theta) b, with C the coverage blurred by a Gaussian and b the
-colour's difference from the background. For a given theta the best b is a linear least-squares
-solution, so Gauss-Newton runs over theta alone with b eliminated (variable projection: Golub and
-Pereyra 1973, in the simplified form of Kaufman 1975).
+Each blob of a picture is compared with all shapes. A candidate is theta = (x, y, radius, blur,
+stretch), in pixels; stretch, the logarithm of width over height, is 0 for all shapes of this world
+and left free only to find out what is none. Its drawing is background + C(theta) b, with C the
+coverage blurred by a Gaussian and b the colour's difference from the background. For a given theta
+the best b is a linear least-squares solution, so Gauss-Newton runs over theta alone with b
+eliminated (variable projection: Golub and Pereyra 1973, as simplified by Kaufman 1975).
 
 n candidates; S side of a patch in pixels; 3 colour channels.
 """
@@ -24,10 +25,10 @@ AREAS = np.array(
     [coverage(s, *np.array([150.0, 150.0, 100.0]), _FINE, _FINE).sum() / 1e4 for s in SHAPES]
 )
 BLURS = (0.25, 1.3)  # admitted standard deviations, px; under 0.25 a Gaussian blurs nothing
-STEPS = np.array(
-    [0.05, 0.05, 0.05, 0.1], np.float32
-)  # finite differences for the derivatives in theta
-LIMITS = np.array([1.0, 1.0, 1.0, 0.3], np.float32)  # longest step in theta
+# For the derivatives in theta by finite differences, and the longest step in theta.
+STEPS = np.array([0.05, 0.05, 0.05, 0.1, 0.02], np.float32)
+LIMITS = np.array([1.0, 1.0, 1.0, 0.3, 0.3], np.float32)
+ZERO = np.float32(0)
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Fit:
-    """shape: index into SHAPES [n]; theta [n, 4]; colour: b [n, 3]; error: sum of squares [n].
+    """shape: index into SHAPES [n]; theta [n, 5]; colour: b [n, 3]; error: sum of squares [n].
 
     cover [n, S*S] and residual [n, S*S, 3] (weighted) are those of theta.
     """
@@ -107,16 +108,17 @@ def cut(
 
 
 def blurred(shape: np.ndarray, theta: np.ndarray, left: np.ndarray, top: np.ndarray, side: int):
-    """Blurred coverage [n, ..., S, S] for shape [n] and theta [n, ..., 4] on patches at left, top."""
+    """Blurred coverage [n, ..., S, S] of shape [n], theta [n, ..., 5] on patches at left, top."""
     pixels = np.arange(side, dtype=theta.dtype) + theta.dtype.type(0.5)
     out = np.empty((*theta.shape[:-1], side, side), theta.dtype)
     ones = (1,) * (theta.ndim - 2)
     for k in np.unique(shape):
         rows = shape == k
-        x, y, radius = (theta[rows][..., i] for i in range(3))
-        columns = left[rows].reshape(-1, *ones, 1) + pixels
-        lines = top[rows].reshape(-1, *ones, 1) + pixels
-        out[rows] = coverage(SHAPES[k], x, y, radius, columns, lines)
+        x, y, radius, _, stretch = np.moveaxis(theta[rows], -1, 0)
+        wide = np.exp(stretch / 2)
+        columns = (left[rows].reshape(-1, *ones, 1) + pixels - x[..., None]) / wide[..., None]
+        lines = (top[rows].reshape(-1, *ones, 1) + pixels - y[..., None]) * wide[..., None]
+        out[rows] = coverage(SHAPES[k], ZERO, ZERO, radius, columns, lines)
     blur = blur_matrix(theta[..., 3], side)
     return blur @ out @ np.swapaxes(blur, -1, -2)
 
@@ -132,7 +134,7 @@ def blur_matrix(sigma: np.ndarray, side: int) -> np.ndarray:
 
 
 def evaluate(patches: Patches, shape: np.ndarray, theta: np.ndarray) -> Fit:
-    """The fit at given theta [n, 4], with the best colours."""
+    """The fit at given theta [n, 5], with the best colours."""
     n, side = patches.weight.shape[:2]
     cover = blurred(shape, theta, patches.left, patches.top, side).reshape(n, -1)  # [n, S*S]
     weighted = patches.weight.reshape(n, -1) * cover
@@ -144,16 +146,20 @@ def evaluate(patches: Patches, shape: np.ndarray, theta: np.ndarray) -> Fit:
     return Fit(shape, theta, colour, (residual**2).sum((1, 2)), cover, residual)
 
 
-def refine(patches: Patches, fit: Fit, iterations: int) -> Fit:
-    """Gauss-Newton from a fit; a step that makes a candidate worse is halved, or not taken."""
+def refine(patches: Patches, fit: Fit, iterations: int, free: int = 4) -> Fit:
+    """Gauss-Newton in the first `free` columns of theta.
+
+    A step that would make a candidate worse is not taken, and the next one is halved.
+    """
     n, side = patches.weight.shape[:2]
+    steps = STEPS[:free]
     weight = patches.weight.reshape(n, 1, -1)
-    scale = np.ones(n)
+    scale = np.ones(n, np.float32)
     for _ in range(iterations):
-        shifted = fit.theta[:, None, :] + np.diag(STEPS)
-        cover = blurred(fit.shape, shifted, patches.left, patches.top, side).reshape(n, 4, -1)
+        shifted = fit.theta[:, None, :] + np.diag(STEPS)[:free]
+        cover = blurred(fit.shape, shifted, patches.left, patches.top, side).reshape(n, free, -1)
         base = fit.cover[:, None, :]  # [n, 1, S*S]
-        slope = (cover - base) / STEPS[:, None]  # [n, 4, S*S]
+        slope = (cover - base) / steps[:, None]  # [n, free, S*S]
         # What of a change the best colour takes up does not count (Kaufman).
         weighted = weight * base
         norm = np.maximum((weighted * base).sum((1, 2)), 1e-6)[:, None, None]
@@ -161,15 +167,16 @@ def refine(patches: Patches, fit: Fit, iterations: int) -> Fit:
         slope *= weight
         normal = slope @ slope.transpose(0, 2, 1) * (fit.colour**2).sum(1)[:, None, None]
         damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-6
-        normal += damping[:, None, None] * np.eye(4)
-        right = slope @ (fit.residual @ fit.colour[..., None])  # [n, 4, 1]
-        step = np.clip(np.linalg.solve(normal, right)[..., 0], -LIMITS, LIMITS)
-        theta = fit.theta + scale[:, None] * step
+        normal += damping[:, None, None] * np.eye(free, dtype=np.float32)
+        right = slope @ (fit.residual @ fit.colour[..., None])  # [n, free, 1]
+        step = np.clip(np.linalg.solve(normal, right)[..., 0], -LIMITS[:free], LIMITS[:free])
+        theta = fit.theta.copy()
+        theta[:, :free] += scale[:, None] * step
         theta[:, 2] = np.maximum(theta[:, 2], 1.0)
         theta[:, 3] = np.clip(theta[:, 3], *BLURS)
         tried = evaluate(patches, fit.shape, theta)
         better = tried.error <= fit.error
-        scale = np.where(better, 1.0, scale / 2)
+        scale = np.where(better, np.float32(1), scale / 2)
         fit = fit.replaced(tried, better)
     return fit
 

@@ -3,7 +3,7 @@
 How it reads: it takes the background's colour from the pixels, cuts out what differs from it by
 half a colour's contrast, redraws each blob as every shape (fit.py), keeps the best, and then looks
 at what the redrawing leaves unexplained, on average and locally. What is left must be explicable
-by the stated tolerance: noise of sigma 0.05 on [0, 1], blur of sigma 1 px, a colour off by 0.15, a
+by the stated tolerance: noise of sigma 0.05 on [0, 1], blur of sigma 1 px, a colour off by 0.2, a
 radius off by 20 %. Otherwise the picture is unreadable, and an unreadable picture is wrong in
 everything: a cut, merged, unfinished or extra object never passes.
 """
@@ -17,21 +17,23 @@ import numpy as np
 
 from vision_lang.errors import InputError
 from vision_lang.shapes import fit as fitting
+from vision_lang.shapes import segment
 from vision_lang.shapes.draw import paint, rgb
 from vision_lang.shapes.grammar import Description, parse
 from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
 
 # Distances between colours are Euclidean, on [0, 1]^3.
-PIXEL_TOLERANCE = 0.25  # a pixel this close to a background's colour may be background
-GROUND_SHARE = 0.3  # at least this part of a picture is background
-COLOUR_TOLERANCE = 0.2  # of an object's or the background's fitted colour
+COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are closer than 0.4
 SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
+STRETCH_TOLERANCE = 0.18  # logarithm of width over height
 SMALLEST_BLOB = 0.01  # part of the picture; the smallest object covers 0.037
-MEAN_RESIDUAL = 0.055  # noise of sigma 0.05 leaves 0.04
-LOCAL_RESIDUAL = 0.16  # norm of the residual averaged over LOCAL_SIDE x LOCAL_SIDE
+DEBRIS = 0.0025  # what is larger but no object is a fragment: 3 px of 1024, as noise never makes
+MEAN_RESIDUAL = 0.06  # noise of sigma 0.05 leaves 0.04
+# The residual averaged over LOCAL_SIDE x LOCAL_SIDE may be LOCAL_OUTLIER times what is usual in its
+# picture, but may always reach the first of these (noise: 0.08), and never exceed the second.
+LOCAL_RESIDUAL = (0.16, 0.2)
+LOCAL_OUTLIER = 3.5
 LOCAL_SIDE = 3 / 32
-
-PALETTE = np.stack([rgb(c) for c in COLOURS.values()]).astype(np.float32)  # [8, 3]
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def as_float(image: np.ndarray) -> np.ndarray:
     """uint8 or float [H, H, 3] to float32 on [0, 1].
 
     Raises:
-      InputError: not a square RGB picture of at least 16 px, uint8 or float.
+      InputError: not a square RGB picture of at least 16 px, uint8 or float on [0, 1].
     """
     if image.ndim != 3 or image.shape[0] != image.shape[1] or image.shape[2] != 3:
         raise InputError(f"The oracle reads square RGB pictures [H, H, 3], not {image.shape}.")
@@ -75,6 +77,8 @@ def as_float(image: np.ndarray) -> np.ndarray:
         return image / np.float32(255)
     if not np.issubdtype(image.dtype, np.floating):
         raise InputError(f"The oracle reads uint8 or float on [0, 1], not {image.dtype}.")
+    if image.min() < -0.01 or image.max() > 1.01:
+        raise InputError("The oracle reads floats on [0, 1]; scale or clip the picture first.")
     return image.astype(np.float32)
 
 
@@ -82,23 +86,27 @@ def read(image: np.ndarray) -> Reading:
     """Reads a picture [H, H, 3], uint8 or float on [0, 1], back into a scene."""
     image = as_float(image)
     side = len(image)
-    found = _background(image)
+    found = segment.background(image)
     if found is None:
         return Reading((), None, 1.0, "no background")
     background, ground = found
     contrast = image - ground
-    label, part = _unmix(contrast, ground)
-    blobs = [b for b in _blobs(part > 0.5) if b.sum() >= SMALLEST_BLOB * side**2]
+    label, part = segment.unmix(contrast, ground)
+    found_blobs = segment.blobs(part > 0.5)
+    blobs = [b for b in found_blobs if b.sum() >= SMALLEST_BLOB * side**2]
+    debris = any(DEBRIS * side**2 <= b.sum() < SMALLEST_BLOB * side**2 for b in found_blobs)
     if not 1 <= len(blobs) <= 3:
-        return Reading((), background, 1.0, f"{len(blobs)} objects" if len(blobs) < 4 else ">3")
+        return Reading((), background, 1.0, "no object" if not blobs else "more than 3 objects")
     colours = [np.bincount(label[b], (contrast[b] ** 2).sum(-1)).argmax() for b in blobs]
-    fit, drawn = _fit_blobs(contrast, np.stack(blobs), PALETTE[colours] - ground)
+    fit, drawn, stretch = _fit_blobs(contrast, np.stack(blobs), segment.PALETTE[colours] - ground)
     residual = contrast - drawn
-    objects, reason = [], None
+    objects, reason = [], "a fragment of an object" if debris else None
     for k in range(len(blobs)):
         read_object, problem = _name(fit.take(np.array([k])), ground, side)
         objects.append(read_object)
         reason = reason or problem
+    if np.abs(stretch).max() > STRETCH_TOLERANCE:
+        reason = reason or "an object that is stretched"
     return Reading(
         tuple(objects),
         background,
@@ -107,71 +115,9 @@ def read(image: np.ndarray) -> Reading:
     )
 
 
-def _background(image: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """Name and measured colour [3] of the background, or None."""
-    names = list(BACKGROUNDS)
-    colours = np.stack([rgb(c) for c in BACKGROUNDS.values()])
-    distance = np.linalg.norm(image[:, :, None] - colours, axis=-1)  # [H, W, backgrounds]
-    near = distance < PIXEL_TOLERANCE
-    best = int(near.sum((0, 1)).argmax())
-    if near[..., best].mean() < GROUND_SHARE:
-        return None
-    colour = np.median(image[near[..., best]], axis=0)
-    if np.linalg.norm(colour - colours[best]) > COLOUR_TOLERANCE:
-        return None
-    return names[best], colour
-
-
-def _unmix(contrast: np.ndarray, ground: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Explains each pixel as background + part x (palette colour - background).
-
-    Returns:
-      label [H, W], the colour that explains it best, and part [H, W] in [0, 1].
-    """
-    directions = PALETTE - ground  # [8, 3]
-    part = np.clip(contrast @ (directions / (directions**2).sum(1, keepdims=True)).T, 0, 1)
-    off = ((contrast[:, :, None] - part[..., None] * directions) ** 2).sum(-1)
-    label = off.argmin(-1)
-    return label, np.take_along_axis(part, label[..., None], -1)[..., 0]
-
-
-def _blobs(mask: np.ndarray) -> list[np.ndarray]:
-    """8-connected components of a mask [H, W], as masks."""
-    side = mask.shape[1] + 2
-    flat = np.pad(mask, 1).ravel()
-    todo = set(np.flatnonzero(flat).tolist())
-    near = [dy * side + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dx or dy]
-    blobs = []
-    while todo:
-        front = [todo.pop()]
-        members = list(front)
-        while front:
-            at = front.pop()
-            for step in near:
-                if at + step in todo:
-                    todo.remove(at + step)
-                    front.append(at + step)
-                    members.append(at + step)
-        blob = np.zeros(flat.size, bool)
-        blob[members] = True
-        blobs.append(blob.reshape(-1, side)[1:-1, 1:-1])
-    return blobs
-
-
-def _grow(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The mask [..., H, W] and all within `steps` pixels, counted as a king walks."""
-    for _ in range(steps):
-        mask = mask.copy()
-        mask[..., 1:, :] |= mask[..., :-1, :]
-        mask[..., :-1, :] |= mask[..., 1:, :]
-        mask[..., :, 1:] |= mask[..., :, :-1]
-        mask[..., :, :-1] |= mask[..., :, 1:]
-    return mask
-
-
 def _fit_blobs(
     contrast: np.ndarray, blobs: np.ndarray, colour: np.ndarray
-) -> tuple[fitting.Fit, np.ndarray]:
+) -> tuple[fitting.Fit, np.ndarray, np.ndarray]:
     """Fits one object to each blob.
 
     Args:
@@ -184,12 +130,12 @@ def _fit_blobs(
     """
     n, side = blobs.shape[:2]
     pixels = np.arange(side) + 0.5
-    foreign = np.stack([_grow(np.delete(blobs, i, 0).any(0), 2) for i in range(n)])
+    foreign = np.stack([segment.grow(np.delete(blobs, i, 0).any(0), 2) for i in range(n)])
     weight = (~foreign | blobs).astype(np.float32)
     # Moments of the blob give place and, for each shape, radius. The colour that the blob tends to
     # is that of the palette: a thin blurred ring nowhere reaches its own.
     part = np.einsum("hwc,nc->nhw", contrast, colour) / (colour**2).sum(1)[:, None, None]
-    part = np.clip(part, 0, 1) * np.stack([_grow(b, 1) for b in blobs]) * weight
+    part = np.clip(part, 0, 1) * np.stack([segment.grow(b, 1) for b in blobs]) * weight
     mass = part.sum((1, 2))
     centre = np.stack([(part.sum(1) * pixels).sum(1), (part.sum(2) * pixels).sum(1)], 1)
     centre /= mass[:, None]
@@ -201,10 +147,11 @@ def _fit_blobs(
     group = np.repeat(np.arange(n), len(hypotheses))
     shape = np.tile([k for k, _ in hypotheses], n)
     radius = np.sqrt(mass[group] / fitting.AREAS[shape])
-    theta = np.column_stack([centre[group], radius, np.tile([b for _, b in hypotheses], n)])
+    blur = np.tile([b for _, b in hypotheses], n)
+    theta = np.column_stack([centre[group], radius, blur, np.zeros_like(blur)])
     theta = theta.astype(np.float32)
     fit = fitting.evaluate(patches.take(group), shape, theta)
-    for keep, iterations in ((3, 2), (1, 3)):
+    for keep, iterations in ((3, 2), (1, 2)):
         rows = fitting.best_of(fit, group, keep)
         group, fit = group[rows], fit.take(rows)
         fit = fitting.refine(patches.take(group), fit, iterations)
@@ -216,7 +163,8 @@ def _fit_blobs(
         patches = fitting.Patches(*fitting.cut(contrast - others, inside, fit.theta[:, :2], window))
         fit = fitting.refine(patches, fitting.evaluate(patches, fit.shape, fit.theta), 2)
         drawn = _drawn(fit, side)
-    return fit, drawn.sum(0)
+    stretch = fitting.refine(patches, fit, 1, free=5).theta[:, 4]
+    return fit, drawn.sum(0), stretch
 
 
 def _drawn(fit: fitting.Fit, side: int) -> np.ndarray:
@@ -230,7 +178,7 @@ def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, 
     """Names what one fit shows, and why it is no object of this world, if so."""
     x, y, radius = (float(v) / side for v in fit.theta[0, :3])
     shape = fitting.SHAPES[fit.shape[0]]
-    distance = np.linalg.norm(PALETTE - (ground + fit.colour[0]), axis=1)
+    distance = np.linalg.norm(segment.PALETTE - (ground + fit.colour[0]), axis=1)
     ratios = {name: abs(radius / size - 1) for name, size in SIZES.items()}
     size = min(ratios, key=ratios.__getitem__)
     problem = None
@@ -249,7 +197,9 @@ def _unexplained(residual: np.ndarray) -> str | None:
     if np.abs(residual).mean() > MEAN_RESIDUAL:
         return "too much noise"
     local = _box_mean(residual, max(3, round(LOCAL_SIDE * len(residual))))
-    if np.linalg.norm(local, axis=-1).max() > LOCAL_RESIDUAL:
+    local = np.linalg.norm(local, axis=-1)
+    usual = np.sqrt((local**2).mean())
+    if local.max() > np.clip(LOCAL_OUTLIER * usual, *LOCAL_RESIDUAL):
         return "something that is no object of this world"
     return None
 
