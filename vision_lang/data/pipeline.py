@@ -29,7 +29,8 @@ from vision_lang.data.prefetch import Prefetch
 from vision_lang.data.reading import BadRecord, Source
 from vision_lang.errors import InputError, choose
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 Batch = dict[str, np.ndarray]
 Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]  # text -> ids int32 [L], mask bool [L]
 

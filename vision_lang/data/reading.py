@@ -18,7 +18,7 @@ from vision_lang.data import images
 from vision_lang.errors import InputError
 
 READ_CHUNK = 256  # records read at once when only texts or labels are wanted
-CACHE_BYTES = 256 * 2**20  # of stored records that a process keeps in memory, per split
+CACHE_BYTES = 256 * 2**20  # a split that is smaller on disk stays in a process's memory
 
 
 class BadRecord(Exception):
@@ -33,13 +33,13 @@ class BadRecord(Exception):
 
 
 class Records:
-    """The stored bytes of each example, kept in memory once read, up to a budget.
+    """The stored bytes of each example, kept in memory once read, up to a budget in bytes.
 
     A random read costs 50 to 200 us even from the page cache, as much as decoding a small
-    picture and encoding its caption; splits of small pictures fit into memory whole.
+    picture and encoding its caption.
     """
 
-    def __init__(self, stored: Any, budget: int = CACHE_BYTES):
+    def __init__(self, stored: Any, budget: int):
         self._stored, self._budget = stored, budget
         self._kept: dict[int, bytes] = {}
         self._room = budget

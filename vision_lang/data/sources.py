@@ -22,7 +22,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 
 from vision_lang.data import presets
 from vision_lang.data.builders import copies
-from vision_lang.data.reading import Keys, Records, Source
+from vision_lang.data.reading import CACHE_BYTES, Keys, Records, Source
 from vision_lang.errors import InputError, choose
 
 SPLIT_NAMES = {"val": "validation", "valid": "validation", "dev": "validation"}
@@ -248,8 +248,11 @@ def _feature(features: Any, key: str) -> Any:
 
 def _raw_records(builder: Any, split: str) -> Records:
     """Random access to the stored bytes of a split, a sub-split or a sum of them."""
-    raw = DeserializeMethod.RAW_BYTES
-    return Records(builder.as_data_source(split=split, deserialize_method=raw).data_source)
+    stored = builder.as_data_source(split=split, deserialize_method=DeserializeMethod.RAW_BYTES)
+    files = {part.filename for part in builder.info.splits[split].file_instructions}
+    size = sum(epath.Path(file).stat().length for file in files)
+    # A part of a large split would only take memory: a random order hardly ever hits it.
+    return Records(stored.data_source, CACHE_BYTES if size <= CACHE_BYTES else 0)
 
 
 def _fingerprint(builder: Any) -> str:

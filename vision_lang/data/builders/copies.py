@@ -63,6 +63,10 @@ def prepare(
             parent = target.parent.parent
             if parent.exists() and any(old.name.startswith(place) for old in parent.iterdir()):
                 logging.warning("%s has changed since it was prepared: preparing it anew.", source)
-            builder = cls(config=make_config(name), data_dir=directory, file_format="array_record")
+            config = make_config(name)
+            verbosity = logging.get_verbosity()
+            logging.set_verbosity(logging.ERROR)  # TFDS warns of a config that it has not seen
+            builder = cls(config=config, data_dir=directory, file_format="array_record")
+            logging.set_verbosity(verbosity)
             builder.download_and_prepare()
     return tfds.builder_from_directory(target)
