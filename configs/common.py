@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vision_lang.data import presets
 from vision_lang.errors import InputError, suggestion
 
 
@@ -42,20 +43,8 @@ def base() -> ConfigDict:
     config.profile = ""  # "first:last" steps to trace for TensorBoard's profiler; "": none
     config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]" to start from
 
-    data = config.data = ConfigDict()
-    data.name = "shapes"  # "shapes", "folder", "idx", a preset or any TFDS name
-    data.path = ""  # a folder, a zip or a prepared directory, where the name wants one
-    data.dir = "data"  # where prepared copies of data sets are kept
-    data.resolution = 32  # pixels of the square image that the model sees
-    data.image_key = ""  # feature holding the image; "": the preset's
-    data.text_key = ""  # feature holding the caption; "": the preset's
-    data.label_key = ""  # feature holding the class; "": the preset's
-    data.text_length = 32  # tokens per caption, with start and end
-    data.tokenizer = ""  # a tokenizer.json; "": trained on the training captions
-    data.vocab_size = 1_000  # at most this many tokens where the tokenizer is trained
-    data.flip = False  # horizontal flips (never for captions that say left or right)
-    data.crop = "resize"  # how an image becomes square: "resize", "random_resized_crop", ...
-    data.background = (255, 255, 255)  # RGB 0..255 behind transparent pixels
+    # What each field means: vision_lang/data/presets.py.
+    config.data = ConfigDict(presets.fields("shapes"))
     return config
 
 

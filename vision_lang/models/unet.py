@@ -188,8 +188,9 @@ class Level(nn.Module):
         if self.downsample:
             x = nn.Conv(width, (3, 3), strides=2, padding=1, dtype=self.dtype, name="downsamplers_0_conv")(x)
             outputs.append(x)
-        if self.upsample_to:  # not simply twice the size: odd sizes were rounded up on the way down
-            x = jax.image.resize(x, (x.shape[0], *self.upsample_to, x.shape[3]), "nearest")
+        if self.upsample_to:  # doubled, and cut where the way down had rounded an odd size up
+            rows, columns = self.upsample_to
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :rows, :columns]
             x = nn.Conv(width, (3, 3), padding=1, dtype=self.dtype, name="upsamplers_0_conv")(x)
         return x, outputs
 

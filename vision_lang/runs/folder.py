@@ -37,6 +37,11 @@ class RunFolder:
         return self.root / "tokenizer.json"
 
     @property
+    def data(self) -> epath.Path:
+        """Which data were used: name, fingerprint, sizes of the splits, names of the classes."""
+        return self.root / "data.json"
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.root / "checkpoints"
 

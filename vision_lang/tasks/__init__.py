@@ -1,1 +1,6 @@
 """What is learned: each task is a loss, predictions and a batch spec; pure, no files, no devices."""
+
+from vision_lang.tasks import diffusion
+
+# config.task -> (config, facts about the data) -> the task
+TASKS = {"diffusion": diffusion.from_config}

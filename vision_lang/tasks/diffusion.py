@@ -220,9 +220,9 @@ def to_model(image: jax.Array) -> jax.Array:
     return image.astype(jnp.float32) / 127.5 - 1.0
 
 
-def to_image(x: jax.Array) -> np.ndarray:
+def to_uint8(x: jax.Array) -> jax.Array:
     """float [-1, 1] -> uint8 [0, 255], clipped and rounded."""
-    return np.asarray(jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255)).astype(np.uint8)
+    return jnp.clip(jnp.round((x + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def fixed_times(schedule: schedules.Schedule, index: jax.Array) -> jax.Array:

@@ -5,16 +5,19 @@ Learning-rate schedules count optimizer steps (not micro-batches, not skipped up
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Any
+from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError, choose
 
-Params = Any
+Params = dict[str, jax.Array]  # by path, 'unet/conv_in/kernel'
 
 
 def cosine(peak: float, warmup: int, steps: int) -> optax.Schedule:
@@ -41,33 +44,58 @@ def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
     )
 
 
-def path_of(path: tuple) -> str:
-    """'unet/conv_in/kernel' from a tree path."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def group_of(params: Params, groups: ConfigDict) -> Params:
-    """Returns the tree of group names: the one group whose pattern matches the whole path.
+def group_of(names: Iterable[str], groups: ConfigDict) -> dict[str, str]:
+    """Returns parameter path -> the one group whose pattern matches the whole path.
 
     Raises:
       InputError: a parameter that no group matches, or that more than one matches.
     """
-
-    def find(path, _):
-        name = path_of(path)
-        found = [g for g, spec in groups.items() if re.fullmatch(spec.pattern, name)]
-        if len(found) != 1:
+    found = {}
+    for name in names:
+        fitting = [g for g, spec in groups.items() if re.fullmatch(spec.pattern, name)]
+        if len(fitting) != 1:
+            where = "groups " + ", ".join(fitting) if fitting else "no group"
             raise InputError(
-                f"Parameter '{name}' is in {'no group' if not found else 'groups ' + ', '.join(found)}"
-                " of config.optimizer.groups; each parameter must match exactly one pattern."
+                f"Parameter '{name}' is in {where} of config.optimizer.groups; each parameter "
+                "must match exactly one pattern."
             )
-        return found[0]
+        found[name] = fitting[0]
+    return found
 
-    return jax.tree_util.tree_map_with_path(find, params)
+
+class Packing:
+    """Parameters as one vector per group, and back.
+
+    The optimizer works on the vectors: a handful of long operations instead of several short ones
+    for each of hundreds of arrays, which take XLA far longer to compile and cost a collective each
+    when gradients are averaged over devices.
+    """
+
+    def __init__(self, params: Params, groups: ConfigDict) -> None:
+        self._shapes = {name: p.shape for name, p in params.items()}
+        group = group_of(sorted(params), groups)
+        self._members = {g: [n for n in group if group[n] == g] for g in groups}
+        self._members = {g: names for g, names in self._members.items() if names}
+
+    def pack(self, params: Params) -> dict[str, jax.Array]:
+        """{path: array} -> {group: vector}."""
+        return {
+            g: jnp.concatenate([params[n].ravel() for n in names])
+            for g, names in self._members.items()
+        }
+
+    def unpack(self, vectors: dict[str, jax.Array]) -> Params:
+        """{group: vector} -> {path: array}."""
+        params = {}
+        for g, names in self._members.items():
+            ends = np.cumsum([math.prod(self._shapes[n]) for n in names])[:-1]
+            pieces = jnp.split(vectors[g], ends)
+            params |= {n: x.reshape(self._shapes[n]) for n, x in zip(names, pieces, strict=True)}
+        return params
 
 
-def make(config: ConfigDict, steps: int, params: Params) -> optax.GradientTransformation:
-    """Returns the optimizer for the trainable parameters.
+def make(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer over {group: vector}.
 
     Global-norm clipping (0 = none), then AdamW (Loshchilov & Hutter 2019) per group, with the
     group's weight decay and a factor on the learning rate.
@@ -85,4 +113,4 @@ def make(config: ConfigDict, steps: int, params: Params) -> optax.GradientTransf
 
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     groups = {name: adamw(spec) for name, spec in config.groups.items()}
-    return optax.chain(*clip, optax.partition(groups, group_of(params, config.groups)))
+    return optax.chain(*clip, optax.partition(groups, lambda vectors: {g: g for g in vectors}))

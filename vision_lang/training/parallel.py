@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -48,6 +47,7 @@ class Parallel(NamedTuple):
     forward: fn(tree, batch) -> tree of [b, ...] rows, compiled; rows come back in global order.
     place: host batch [B, ...] -> arrays on the devices.
     place_state: host or device tree -> the same tree on every device.
+    alone: `across` for what concerns one device's rows only.
     """
 
     devices: int
@@ -55,6 +55,7 @@ class Parallel(NamedTuple):
     forward: Callable[[Callable], Callable]
     place: Callable[[Tree], Tree]
     place_state: Callable[[Tree], Tree]
+    alone: Across = ONE_DEVICE
 
 
 def _sharding(spec: PartitionSpec) -> NamedSharding:
@@ -115,8 +116,10 @@ def with_jit() -> Parallel:
 PARALLEL = {"pmap": with_pmap, "jit": with_jit}
 
 
-def make(name: str, batch_size: int, accumulate: int) -> Parallel:
+def make(name: str, batch_size: int = 0, accumulate: int = 1) -> Parallel:
     """Returns the way `name`, over all local devices.
+
+    batch_size, accumulate: of training; 0 = there is none to check.
 
     Raises:
       InputError: the batch can't be split evenly over devices and micro-batches.
@@ -129,8 +132,3 @@ def make(name: str, batch_size: int, accumulate: int) -> Parallel:
             f"{parallel.devices * accumulate}."
         )
     return parallel
-
-
-def zeros_like_shape(shape: Tree) -> Tree:
-    """Zeros for a tree of ShapeDtypeStruct."""
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)

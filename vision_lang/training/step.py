@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vision_lang import keys as random_keys
+from vision_lang.training.optimizer import Packing
 from vision_lang.training.state import Ema, TrainState, variables
 
 Batch = dict[str, jax.Array]
@@ -24,7 +25,8 @@ class Step:
 
     Attributes:
       task: see tasks/.
-      optimizer: an optax transformation over the trainable parameters.
+      optimizer: an optax transformation over the packed parameters.
+      packing: trainable parameters <-> one vector per optimizer group.
       learning_rate: step -> number, for the log.
       ema_decays: name -> decay of each average.
       seed: of everything random.
@@ -33,45 +35,57 @@ class Step:
 
     task: Any
     optimizer: optax.GradientTransformation
+    packing: Packing
     learning_rate: optax.Schedule
     ema_decays: dict[str, float]
     seed: int
     accumulate: int = 1
 
-    def __call__(self, state: TrainState, batch: Batch, *, across: Any) -> TrainState:
-        """Returns the state after the step. An update with NaN or Inf in it is skipped whole."""
+    def __call__(
+        self, state: TrainState, batch: Batch, *, across: Any
+    ) -> tuple[TrainState, jax.Array]:
+        """Returns the state after the step, and its `bad_steps` as an array of its own, which can
+        still be read when the state has been donated to the next step.
+
+        An update with NaN or Inf in it is skipped whole.
+        """
         key = random_keys.make(self.seed, "train", state.step)
         keys = random_keys.per_example(key, batch["index"])
         grads, mutable, metrics = self._gradients(state, batch, keys, across)
 
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = {n: _average(state.ema[n], params, d) for n, d in self.ema_decays.items()}
+        updates, opt_state = self.optimizer.update(
+            grads, state.opt_state, self.packing.pack(state.params)
+        )
         norms = {
             "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.global_norm(self.packing.pack(state.params)),
             "update_norm": optax.global_norm(updates),
             "learning_rate": self.learning_rate(state.step),
         }
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norms["grad_norm"])
-        metrics |= {name: (value, jnp.float32(1)) for name, value in norms.items()}
-        metrics = {n: (jnp.asarray(s, jnp.float32), jnp.asarray(c, jnp.float32)) for n, (s, c) in metrics.items()}
+        metrics |= {name: (value, 1.0) for name, value in norms.items()}
+        metrics = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
 
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        updates = self.packing.unpack(keep(updates, jax.tree.map(jnp.zeros_like, updates)))
+        params = {name: p + updates[name] for name, p in state.params.items()}
+        ema = {n: _average(state.ema[n], params, d, finite) for n, d in self.ema_decays.items()}
         window = jax.tree.map(jnp.add, state.window, metrics) if state.window else metrics
-        return state.replace(
+        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
+        state = state.replace(
             step=state.step + 1,
-            params=keep(params, state.params),
+            params=params,
             opt_state=keep(opt_state, state.opt_state),
             mutable=keep(mutable, state.mutable),
-            ema=keep(ema, state.ema),
+            ema=ema,
             window=keep(window, state.window) if state.window else window,
-            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            bad_steps=bad_steps,
         )
+        return state, jnp.copy(bad_steps)
 
     def _gradients(self, state: TrainState, batch: Batch, keys: jax.Array, across: Any):
-        """Returns the gradient of the weighted mean loss over the global batch, the mutable
-        collections, and the metrics summed over it, as (sum, count)."""
+        """Returns the packed gradient of the weighted mean loss over the global batch, the mutable
+        collections, and the metrics over it, as (sum, count)."""
 
         def summed(params, mutable, part, part_keys):
             losses, mutable, metrics = self.task.loss(
@@ -102,16 +116,18 @@ class Step:
             (grads, mutable), metrics = jax.lax.scan(one, (zero, state.mutable), parts)
             metrics = jax.tree.map(lambda m: m.sum(0), metrics)
 
-        grads, metrics = across.mean((grads, metrics))
+        grads, metrics = across.mean((self.packing.pack(grads), metrics))
         count = jnp.maximum(metrics["loss"][1], 1e-8)  # the mean over devices of their counts
         return jax.tree.map(lambda g: g / count, grads), mutable, metrics
 
 
-def _average(ema: Ema, params: dict, decay: float) -> Ema:
+def _average(ema: Ema, params: dict, decay: float, finite: jax.Array) -> Ema:
     """One step of the average; early on the decay is smaller, so that the start is forgotten.
 
     decay_n = min(decay, (1 + n) / (10 + n)), n updates so far (as in TensorFlow's moving average).
+    A skipped step changes nothing and does not count.
     """
     n = ema.count.astype(jnp.float32)
-    d = jnp.minimum(decay, (1 + n) / (10 + n))
-    return Ema(jax.tree.map(lambda a, p: a + (1 - d) * (p - a), ema.params, params), ema.count + 1)
+    move = jnp.where(finite, 1 - jnp.minimum(decay, (1 + n) / (10 + n)), 0.0)
+    average = jax.tree.map(lambda a, p: a + move * (p - a), ema.params, params)
+    return Ema(average, ema.count + finite)

@@ -1,0 +1,48 @@
+"""What every evaluator is given, and what it gives back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vision_lang.data.sources import Prepared
+from vision_lang.data.tokenizer import Tokenizer
+
+Weights = dict[str, Any]  # "raw" and the names of the averages -> a task's variables
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run that is evaluated: its task, data, tokenizer and devices."""
+
+    config: ConfigDict
+    task: Any
+    data: Prepared
+    tokenizer: Tokenizer
+    parallel: Any  # training.parallel.Parallel, which lies above this floor
+
+    @property
+    def encode(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+        """text -> (tokens int32 [L], mask bool [L]); a long text is cut."""
+        return functools.partial(self.tokenizer.encode, length=self.config.data.text_length)
+
+    def best(self, weights: Weights) -> Any:
+        """The weights that are shown and published: the first average, or else the raw ones."""
+        return next((v for name, v in weights.items() if name != "raw"), weights["raw"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """numbers: "<split>/<metric>" -> float; pictures: name -> uint8 [H, W, 3]."""
+
+    numbers: dict[str, float]
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+# (weights, whether the run is over) -> Result
+Evaluator = Callable[[Weights, bool], Result]

@@ -1,0 +1,56 @@
+"""Flags that commands share, and how a command runs: errors become a sentence and an exit code."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from absl import app, flags, logging
+
+from vision_lang.errors import InputError
+
+FLAGS = flags.FLAGS
+BAD_INPUT = 2  # exit code
+
+
+def define_run() -> None:
+    """--run, for the commands that use a trained run."""
+    flags.DEFINE_string("run", "", "Run folder, or RUN@step.", required=True)
+    flags.DEFINE_enum("weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one.")
+
+
+def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
+    """Parses the flags (defined before) and runs `main`.
+
+    Wrong input prints one sentence on stderr and exits with 2; any other error has its traceback.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    logging.get_absl_handler().setFormatter(None)
+    try:
+        left = _parse(argv)
+        if len(left) > 1:
+            raise InputError(f"Unknown argument '{left[1]}'; every flag begins with --.")
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    app.define_help_flags()
+    try:
+        return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
+    except SystemExit:
+        raise
+    except Exception as error:
+        from vision_lang.runs import config as config_lib
+
+        logging.debug("%s", traceback.format_exc())
+        raise config_lib.parse_flags_error(error, argv) from error
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(a.lstrip("-") in ("help", "helpshort", "helpfull", "h") for a in argv[1:])

@@ -1,0 +1,70 @@
+"""What the program runs on: said at the start, checked, and set up."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from vision_lang.errors import InputError
+
+CACHE = "~/.cache/vision_lang/jax"  # compiled programs; JAX_COMPILATION_CACHE_DIR overrides it
+
+
+def set_up() -> None:
+    """To be called before the first computation: compilation cache, memory of the CPU backend."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if sys.platform == "linux":
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep freed memory for the next step.
+
+    XLA's CPU backend allocates the temporaries of a step anew each time; handed back to the
+    system and faulted in again, 250 MB a step cost a fifth of the default config's step.
+    """
+    trim_threshold, top_pad, mmap_max, arena_max = -1, -2, -4, -8  # malloc.h
+    settings = {arena_max: 1, mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**28}
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for name, value in settings.items():
+            libc.mallopt(name, value)
+    except (OSError, AttributeError):  # another libc: nothing is lost but the speed
+        logging.info("glibc's mallopt is not available.")
+
+
+def check(config: ConfigDict) -> None:
+    """Logs backend, devices, processes and versions.
+
+    Raises:
+      InputError: an accelerator is required and there is none.
+    """
+    logging.info(
+        "backend %s, device %s, %d local of %d devices, process %d of %d, jax %s, python %s",
+        jax.default_backend(),
+        jax.local_devices()[0].device_kind,
+        jax.local_device_count(),
+        jax.device_count(),
+        jax.process_index(),
+        jax.process_count(),
+        jax.__version__,
+        sys.version.split()[0],
+    )
+    if jax.default_backend() == "cpu":
+        if config.require_accelerator:
+            raise InputError(
+                "config.require_accelerator is set, but JAX finds only the CPU. Install the GPU or "
+                "TPU build of JAX (see the README), or train with "
+                "--config.require_accelerator=false."
+            )
+        logging.warning("Training on the CPU: JAX finds no GPU or TPU.")
+    if jax.process_count() != 1:
+        raise InputError(f"{jax.process_count()} processes were started; one is supported so far.")
