@@ -147,7 +147,7 @@ def _spliced(rng: np.random.Generator, resolution: int) -> tuple[Picture, Descri
         stated = parse(caption(first, rng))
         half = np.zeros((resolution, resolution, 1), bool)
         half[: resolution // 2] = True  # the second scene shows here
-        half = np.rot90(half, rng.integers(4))
+        half = np.rot90(half, int(rng.integers(4)))
         below = half[-1].all()  # of the first scene, what is above shows
         whole, cut = [], first.background != second.background
         for scene, shown, loses_base in ((first, ~half, below), (second, half, half[0].all())):
@@ -158,12 +158,12 @@ def _spliced(rng: np.random.Generator, resolution: int) -> tuple[Picture, Descri
                 if share >= 0.9 or (share > 0.1 and not based):
                     whole.append(o)
         truth = Scene(tuple(whole), first.background)
-        if cut or not _says(stated, truth):
+        if cut or not says(stated, truth):
             picture = np.where(half, draw(second, resolution), draw(first, resolution))
             return picture, stated
 
 
-def _says(stated: Description, scene: Scene) -> bool:
+def says(stated: Description, scene: Scene) -> bool:
     """Whether a description is true of a scene; by brute force, apart from the oracle."""
     kinds = [o.kind for o in scene.objects]
     if sorted(kinds) != sorted((m.colour, m.shape) for m in stated.objects):

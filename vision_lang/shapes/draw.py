@@ -1,9 +1,9 @@
 """Draws scenes: anti-aliased shapes at continuous positions and sizes.
 
 A pixel is a square; its value is background + coverage x (colour - background), with coverage the
-part of the pixel inside the shape. It is exact for the square and the cross; for the others
-it is the signed distance d to the outline, in pixels, as clip(1/2 - d, 0, 1): exact where a
-straight edge parallel to an axis passes, and off by at most a few hundredths elsewhere.
+part of the pixel inside the shape. It is exact for the square and the cross. For the others it is
+clip(1/2 - d, 0, 1), with d the signed distance to the outline in pixels; that is off by 0.02 to
+0.03 on average over the outline's pixels, and by up to 0.3 at the tips of triangle and diamond.
 
 H = W = resolution; N objects, all of one shape, drawn at once.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, Scene
 
@@ -76,7 +77,7 @@ COVERAGE: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
 
 
 def coverage(
-    shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, columns: np.ndarray,
+    shape: str, x: npt.ArrayLike, y: npt.ArrayLike, radius: npt.ArrayLike, columns: np.ndarray,
     rows: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """Coverage [..., H, W] in [0, 1] of one shape.

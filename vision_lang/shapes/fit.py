@@ -1,11 +1,10 @@
 """Analysis by synthesis: finds the shape, place, radius, blur and colour that redraw a patch.
 
-Each blob of a picture is compared with all shapes. A candidate is theta = (x, y, radius, blur,
-stretch), in pixels; stretch, the logarithm of width over height, is 0 for all shapes of this world
-and left free only to find out what is none. Its drawing is background + C(theta) b, with C the
-coverage blurred by a Gaussian and b the colour's difference from the background. For a given theta
-the best b is a linear least-squares solution, so Gauss-Newton runs over theta alone with b
-eliminated (variable projection: Golub and Pereyra 1973, as simplified by Kaufman 1975).
+Each blob of a picture is compared with all shapes. A candidate is theta = (x, y, radius, blur), in
+pixels; its drawing is background + C(theta) b, with C the coverage blurred by a Gaussian and b the
+colour's difference from the background. For a given theta the best b is a linear least-squares
+solution, so Gauss-Newton runs over theta alone with b eliminated (variable projection: Golub and
+Pereyra 1973, as simplified by Kaufman 1975).
 
 n candidates; S side of a patch in pixels; 3 colour channels.
 """
@@ -21,14 +20,12 @@ from vision_lang.shapes.draw import COVERAGE, coverage
 SHAPES = tuple(COVERAGE)
 # Areas for radius 1, by counting: the drawing's own proportions.
 _FINE = np.arange(300) + 0.5
-AREAS = np.array(
-    [coverage(s, *np.array([150.0, 150.0, 100.0]), _FINE, _FINE).sum() / 1e4 for s in SHAPES]
-)
+AREAS = np.array([coverage(k, 150.0, 150.0, 100.0, _FINE, _FINE).sum() / 1e4 for k in SHAPES])
 BLURS = (0.25, 1.3)  # admitted standard deviations, px; under 0.25 a Gaussian blurs nothing
 # For the derivatives in theta by finite differences, and the longest step in theta.
-STEPS = np.array([0.05, 0.05, 0.05, 0.1, 0.02], np.float32)
-LIMITS = np.array([1.0, 1.0, 1.0, 0.3, 0.3], np.float32)
-ZERO = np.float32(0)
+STEPS = np.array([0.05, 0.05, 0.05, 0.1], np.float32)
+LIMITS = np.array([1.0, 1.0, 1.0, 0.3], np.float32)
+HARMONICS = (2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Patches:
 
 @dataclass(frozen=True)
 class Fit:
-    """shape: index into SHAPES [n]; theta [n, 5]; colour: b [n, 3]; error: sum of squares [n].
+    """shape: index into SHAPES [n]; theta [n, 4]; colour: b [n, 3]; error: sum of squares [n].
 
     cover [n, S*S] and residual [n, S*S, 3] (weighted) are those of theta.
     """
@@ -108,17 +105,16 @@ def cut(
 
 
 def blurred(shape: np.ndarray, theta: np.ndarray, left: np.ndarray, top: np.ndarray, side: int):
-    """Blurred coverage [n, ..., S, S] of shape [n], theta [n, ..., 5] on patches at left, top."""
+    """Blurred coverage [n, ..., S, S] of shape [n], theta [n, ..., 4] on patches at left, top."""
     pixels = np.arange(side, dtype=theta.dtype) + theta.dtype.type(0.5)
     out = np.empty((*theta.shape[:-1], side, side), theta.dtype)
     ones = (1,) * (theta.ndim - 2)
     for k in np.unique(shape):
         rows = shape == k
-        x, y, radius, _, stretch = np.moveaxis(theta[rows], -1, 0)
-        wide = np.exp(stretch / 2)
-        columns = (left[rows].reshape(-1, *ones, 1) + pixels - x[..., None]) / wide[..., None]
-        lines = (top[rows].reshape(-1, *ones, 1) + pixels - y[..., None]) * wide[..., None]
-        out[rows] = coverage(SHAPES[k], ZERO, ZERO, radius, columns, lines)
+        x, y, radius = (theta[rows][..., i] for i in range(3))
+        columns = left[rows].reshape(-1, *ones, 1) + pixels
+        lines = top[rows].reshape(-1, *ones, 1) + pixels
+        out[rows] = coverage(SHAPES[k], x, y, radius, columns, lines)
     blur = blur_matrix(theta[..., 3], side)
     return blur @ out @ np.swapaxes(blur, -1, -2)
 
@@ -134,7 +130,7 @@ def blur_matrix(sigma: np.ndarray, side: int) -> np.ndarray:
 
 
 def evaluate(patches: Patches, shape: np.ndarray, theta: np.ndarray) -> Fit:
-    """The fit at given theta [n, 5], with the best colours."""
+    """The fit at given theta [n, 4], with the best colours."""
     n, side = patches.weight.shape[:2]
     cover = blurred(shape, theta, patches.left, patches.top, side).reshape(n, -1)  # [n, S*S]
     weighted = patches.weight.reshape(n, -1) * cover
@@ -146,32 +142,39 @@ def evaluate(patches: Patches, shape: np.ndarray, theta: np.ndarray) -> Fit:
     return Fit(shape, theta, colour, (residual**2).sum((1, 2)), cover, residual)
 
 
-def refine(patches: Patches, fit: Fit, iterations: int, free: int = 4) -> Fit:
-    """Gauss-Newton in the first `free` columns of theta.
+def _slopes(patches: Patches, fit: Fit) -> np.ndarray:
+    """Derivative of the coverage by theta [n, 4, S*S]."""
+    n, side = patches.weight.shape[:2]
+    shifted = fit.theta[:, None, :] + np.diag(STEPS)
+    cover = blurred(fit.shape, shifted, patches.left, patches.top, side).reshape(n, 4, -1)
+    return (cover - fit.cover[:, None, :]) / STEPS[:, None]
+
+
+def _solve(patches: Patches, fit: Fit, slope: np.ndarray) -> np.ndarray:
+    """Gauss-Newton step [n, m] in parameters that change the coverage by slope [n, m, S*S]."""
+    n, m, _ = slope.shape
+    weight = patches.weight.reshape(n, 1, -1)
+    base = fit.cover[:, None, :]
+    # What of a change the best colour takes up does not count (Kaufman).
+    weighted = weight * base
+    norm = np.maximum((weighted * base).sum((1, 2)), 1e-6)[:, None, None]
+    slope = weight * (slope - (slope @ weighted.transpose(0, 2, 1)) / norm * base)
+    normal = slope @ slope.transpose(0, 2, 1) * (fit.colour**2).sum(1)[:, None, None]
+    damping = 4e-3 / m * np.trace(normal, axis1=1, axis2=2) + 1e-6
+    normal += damping[:, None, None] * np.eye(m, dtype=np.float32)
+    right = slope @ (fit.residual @ fit.colour[..., None])  # [n, m, 1]
+    return np.linalg.solve(normal, right)[..., 0]
+
+
+def refine(patches: Patches, fit: Fit, iterations: int) -> Fit:
+    """Gauss-Newton from a fit.
 
     A step that would make a candidate worse is not taken, and the next one is halved.
     """
-    n, side = patches.weight.shape[:2]
-    steps = STEPS[:free]
-    weight = patches.weight.reshape(n, 1, -1)
-    scale = np.ones(n, np.float32)
+    scale = np.ones(len(fit.shape), np.float32)
     for _ in range(iterations):
-        shifted = fit.theta[:, None, :] + np.diag(STEPS)[:free]
-        cover = blurred(fit.shape, shifted, patches.left, patches.top, side).reshape(n, free, -1)
-        base = fit.cover[:, None, :]  # [n, 1, S*S]
-        slope = (cover - base) / steps[:, None]  # [n, free, S*S]
-        # What of a change the best colour takes up does not count (Kaufman).
-        weighted = weight * base
-        norm = np.maximum((weighted * base).sum((1, 2)), 1e-6)[:, None, None]
-        slope -= (slope @ weighted.transpose(0, 2, 1)) / norm * base
-        slope *= weight
-        normal = slope @ slope.transpose(0, 2, 1) * (fit.colour**2).sum(1)[:, None, None]
-        damping = 1e-3 * np.trace(normal, axis1=1, axis2=2) + 1e-6
-        normal += damping[:, None, None] * np.eye(free, dtype=np.float32)
-        right = slope @ (fit.residual @ fit.colour[..., None])  # [n, free, 1]
-        step = np.clip(np.linalg.solve(normal, right)[..., 0], -LIMITS[:free], LIMITS[:free])
-        theta = fit.theta.copy()
-        theta[:, :free] += scale[:, None] * step
+        step = np.clip(_solve(patches, fit, _slopes(patches, fit)), -LIMITS, LIMITS)
+        theta = fit.theta + scale[:, None] * step
         theta[:, 2] = np.maximum(theta[:, 2], 1.0)
         theta[:, 3] = np.clip(theta[:, 3], *BLURS)
         tried = evaluate(patches, fit.shape, theta)
@@ -179,6 +182,25 @@ def refine(patches: Patches, fit: Fit, iterations: int, free: int = 4) -> Fit:
         scale = np.where(better, np.float32(1), scale / 2)
         fit = fit.replaced(tried, better)
     return fit
+
+
+def deformation(patches: Patches, fit: Fit) -> np.ndarray:
+    """How far the outline is from the fit's, as a part of the radius [n].
+
+    The radius may vary with the angle as 1 + sum over k of a_k cos(k angle) + b_k sin(k angle), k
+    in HARMONICS; this is the largest hypot(a_k, b_k), to first order. k = 2 stretches, a square is
+    a circle with k = 4 of 0.14.
+    """
+    n, side = patches.weight.shape[:2]
+    slope = _slopes(patches, fit)
+    pixels = np.arange(side, dtype=np.float32) + np.float32(0.5)
+    u = (patches.left - fit.theta[:, 0])[:, None, None] + pixels
+    v = (patches.top - fit.theta[:, 1])[:, None, None] + pixels[:, None]
+    angle = np.arctan2(v, u).reshape(n, 1, -1)
+    waves = [wave(k * angle) for k in HARMONICS for wave in (np.cos, np.sin)]
+    bent = slope[:, 2:3] * np.concatenate(waves, axis=1)  # [n, 6, S*S], for amplitudes in pixels
+    amplitude = _solve(patches, fit, np.concatenate([slope, bent], axis=1))[:, 4:]
+    return np.linalg.norm(amplitude.reshape(n, -1, 2), axis=2).max(1) / fit.theta[:, 2]
 
 
 def best_of(fit: Fit, group: np.ndarray, keep: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -162,9 +163,9 @@ def meaning(text: str | Description) -> tuple:
     return tuple(sorted(kinds)), tuple(sorted(stated))
 
 
-def _vocabulary() -> dict[tuple[str, ...], tuple[str, object]]:
+def _vocabulary() -> dict[tuple[str, ...], tuple[str, Any]]:
     """Maps each phrase, as a tuple of words, to (kind, value)."""
-    table: dict[str, tuple[str, object]] = {}
+    table: dict[str, tuple[str, Any]] = {}
     kinds = {
         "shape": SHAPE_WORDS, "colour": COLOUR_WORDS, "size": SIZE_WORDS,
         "ground_colour": BACKGROUND_WORDS, "relation": RELATION_WORDS,
@@ -190,7 +191,7 @@ _PHRASES = _vocabulary()
 _LONGEST = max(map(len, _PHRASES))
 
 
-def _tokens(text: str) -> list[tuple[str, object, str]]:
+def _tokens(text: str) -> list[tuple[str, Any, str]]:
     """The sentence as (kind, value, words), the longest known phrase first, fillers dropped.
 
     Raises:

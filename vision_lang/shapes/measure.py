@@ -31,7 +31,9 @@ def measure(kind: str, count: int, resolution: int) -> dict[str, object]:
       n, passed (graded right), unreadable (reason: how many), render_error (median and 95th
       percentile), milliseconds of processor time per reading.
     """
-    passed, reasons, errors, seconds = 0, Counter(), [], 0.0
+    passed, seconds = 0, 0.0
+    reasons: Counter[str] = Counter()
+    errors = []
     for number in range(count):
         image, stated = picture(kind, number, resolution)
         start = time.process_time()

@@ -25,14 +25,17 @@ from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
 # Distances between colours are Euclidean, on [0, 1]^3.
 COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are closer than 0.4
 SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
-STRETCH_TOLERANCE = 0.18  # logarithm of width over height
+DEFORMATION = 0.1  # of the radius; a square is a circle with 0.14
 SMALLEST_BLOB = 0.01  # part of the picture; the smallest object covers 0.037
 DEBRIS = 0.0025  # what is larger but no object is a fragment: 3 px of 1024, as noise never makes
 MEAN_RESIDUAL = 0.06  # noise of sigma 0.05 leaves 0.04
-# The residual averaged over LOCAL_SIDE x LOCAL_SIDE may be LOCAL_OUTLIER times what is usual in its
-# picture, but may always reach the first of these (noise: 0.08), and never exceed the second.
-LOCAL_RESIDUAL = (0.16, 0.2)
+# The residual averaged over LOCAL_SIDE x LOCAL_SIDE may always be the first of LOCAL_RESIDUAL
+# (noise alone: 0.08), near an object also LOCAL_PART of its contrast to the background (an edge off
+# by 3/4 px of 32), in a grainy picture also LOCAL_OUTLIER times what is usual there; but never more
+# than the last.
+LOCAL_PART = 0.25
 LOCAL_OUTLIER = 3.5
+LOCAL_RESIDUAL = (0.11, 0.2)
 LOCAL_SIDE = 3 / 32
 
 
@@ -98,20 +101,20 @@ def read(image: np.ndarray) -> Reading:
     if not 1 <= len(blobs) <= 3:
         return Reading((), background, 1.0, "no object" if not blobs else "more than 3 objects")
     colours = [np.bincount(label[b], (contrast[b] ** 2).sum(-1)).argmax() for b in blobs]
-    fit, drawn, stretch = _fit_blobs(contrast, np.stack(blobs), segment.PALETTE[colours] - ground)
-    residual = contrast - drawn
+    fit, drawn, bent = _fit_blobs(contrast, np.stack(blobs), segment.PALETTE[colours] - ground)
+    residual = contrast - drawn.sum(0)
     objects, reason = [], "a fragment of an object" if debris else None
     for k in range(len(blobs)):
         read_object, problem = _name(fit.take(np.array([k])), ground, side)
         objects.append(read_object)
         reason = reason or problem
-    if np.abs(stretch).max() > STRETCH_TOLERANCE:
-        reason = reason or "an object that is stretched"
+    if bent.max() > DEFORMATION:
+        reason = reason or "an object that is deformed"
     return Reading(
         tuple(objects),
         background,
         float(np.abs(residual).mean()),
-        reason or _unexplained(residual),
+        reason or _unexplained(residual, drawn),
     )
 
 
@@ -126,16 +129,17 @@ def _fit_blobs(
       colour: of the palette, that each blob tends to, - background [n, 3].
 
     Returns:
-      The fits of the n blobs, in pixels, and all of them drawn together [H, W, 3].
+      The fits of the n blobs, in pixels; each drawn alone [n, H, W, 3]; how deformed each
+      blob is [n].
     """
     n, side = blobs.shape[:2]
     pixels = np.arange(side) + 0.5
-    foreign = np.stack([segment.grow(np.delete(blobs, i, 0).any(0), 2) for i in range(n)])
+    foreign = segment.grow(np.stack([np.delete(blobs, i, 0).any(axis=0) for i in range(n)]), 2)
     weight = (~foreign | blobs).astype(np.float32)
     # Moments of the blob give place and, for each shape, radius. The colour that the blob tends to
     # is that of the palette: a thin blurred ring nowhere reaches its own.
     part = np.einsum("hwc,nc->nhw", contrast, colour) / (colour**2).sum(1)[:, None, None]
-    part = np.clip(part, 0, 1) * np.stack([segment.grow(b, 1) for b in blobs]) * weight
+    part = np.clip(part, 0, 1) * segment.grow(blobs, 1) * weight
     mass = part.sum((1, 2))
     centre = np.stack([(part.sum(1) * pixels).sum(1), (part.sum(2) * pixels).sum(1)], 1)
     centre /= mass[:, None]
@@ -148,14 +152,12 @@ def _fit_blobs(
     shape = np.tile([k for k, _ in hypotheses], n)
     radius = np.sqrt(mass[group] / fitting.AREAS[shape])
     blur = np.tile([b for _, b in hypotheses], n)
-    theta = np.column_stack([centre[group], radius, blur, np.zeros_like(blur)])
-    theta = theta.astype(np.float32)
+    theta = np.column_stack([centre[group], radius, blur]).astype(np.float32)
     fit = fitting.evaluate(patches.take(group), shape, theta)
     for keep, iterations in ((3, 2), (1, 2)):
         rows = fitting.best_of(fit, group, keep)
         group, fit = group[rows], fit.take(rows)
         fit = fitting.refine(patches.take(group), fit, iterations)
-    fit = fit.take(fitting.best_of(fit, group, 1))
     drawn = _drawn(fit, side)
     if n > 1:  # once more, with the neighbours taken away instead of masked
         others = drawn.sum(0) - drawn
@@ -163,8 +165,7 @@ def _fit_blobs(
         patches = fitting.Patches(*fitting.cut(contrast - others, inside, fit.theta[:, :2], window))
         fit = fitting.refine(patches, fitting.evaluate(patches, fit.shape, fit.theta), 2)
         drawn = _drawn(fit, side)
-    stretch = fitting.refine(patches, fit, 1, free=5).theta[:, 4]
-    return fit, drawn.sum(0), stretch
+    return fit, drawn, fitting.deformation(patches, fit)
 
 
 def _drawn(fit: fitting.Fit, side: int) -> np.ndarray:
@@ -192,14 +193,19 @@ def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, 
     return ReadObject(shape, colour, size, x, y, radius), problem
 
 
-def _unexplained(residual: np.ndarray) -> str | None:
-    """Why a residual [H, W, 3] is more than noise, or None."""
+def _unexplained(residual: np.ndarray, drawn: np.ndarray) -> str | None:
+    """Why a residual [H, W, 3] is more than noise, or None; `drawn`: each object [n, H, W, 3]."""
     if np.abs(residual).mean() > MEAN_RESIDUAL:
         return "too much noise"
-    local = _box_mean(residual, max(3, round(LOCAL_SIDE * len(residual))))
-    local = np.linalg.norm(local, axis=-1)
-    usual = np.sqrt((local**2).mean())
-    if local.max() > np.clip(LOCAL_OUTLIER * usual, *LOCAL_RESIDUAL):
+    width = max(3, round(LOCAL_SIDE * len(residual)))
+    local = np.linalg.norm(_box_mean(residual, width), axis=-1)
+    least, most = LOCAL_RESIDUAL
+    allowed = np.full(local.shape, least)
+    for each in np.linalg.norm(drawn, axis=-1):
+        near = _box_mean(each[..., None], width)[..., 0] > 1e-3
+        allowed[near] = np.maximum(allowed, LOCAL_PART * each.max())[near]
+    grain = LOCAL_OUTLIER * np.sqrt((local**2).mean())
+    if (local > np.minimum(np.maximum(allowed, grain), most)).any():
         return "something that is no object of this world"
     return None
 
