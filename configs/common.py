@@ -40,8 +40,6 @@ def base() -> ConfigDict:
     config.require_accelerator = False  # stop where JAX finds only the CPU
     config.parallel = "pmap"  # how a step is mapped over devices
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
-    config.profile = ""  # "first:last" steps to trace for TensorBoard's profiler; "": none
-    config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]" to start from
 
     # What each field means: vision_lang/data/presets.py.
     config.data = ConfigDict(presets.fields("shapes"))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 T = TypeVar("T")
+LISTED = 40  # names that a sentence may list
 
 
 class InputError(ValueError):
@@ -14,10 +15,12 @@ class InputError(ValueError):
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """Returns " Did you mean 'x'?" for the closest known name, or the list of known names."""
+    """Returns " Did you mean 'x'?" for the closest known name, or a list of the known ones."""
     close = difflib.get_close_matches(str(name), known, n=1)
     if close:
         return f" Did you mean '{close[0]}'?"
+    if len(known) > LISTED:
+        return ""
     return f" Known: {', '.join(sorted(known))}."
 
 

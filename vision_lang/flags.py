@@ -16,7 +16,7 @@ BAD_INPUT = 2  # exit code
 
 def define_run() -> None:
     """--run, for the commands that use a trained run."""
-    flags.DEFINE_string("run", "", "Run folder, or RUN@step.", required=True)
+    flags.DEFINE_string("run", None, "Run folder, or RUN@step.", required=True)
     flags.DEFINE_enum("weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one.")
 
 
