@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 
 from configs import common
 from vision_lang.data import presets
+from vision_lang.errors import choose
 from vision_lang.models.text_encoder import TEXT_ENCODERS
 from vision_lang.models.unet import UNETS
-from vision_lang.errors import choose
 
 # size -> (U-Net, text encoder, patch)
 SIZES = {
@@ -40,10 +40,10 @@ PROMPTS = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
-    arg = common.parse_arg(arg, tiny=False, data="shapes", condition="text", size="small")
+    given = common.parse_arg(arg, tiny=False, data="shapes", condition="text", size="small")
     config = common.base()
     config.task = "diffusion"
-    config.condition = arg.condition  # "text" | "label"
+    config.condition = given.condition  # "text" | "label"
     config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
@@ -52,10 +52,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 500
     config.save_every = 500
 
-    config.data.update(presets.fields(arg.data))
-    config.data.name = arg.data
+    config.data.update(presets.fields(given.data))
+    config.data.name = given.data
 
-    unet, text, patch = choose(SIZES, "tiny" if arg.tiny else arg.size, "size")
+    unet, text, patch = choose(SIZES, "tiny" if given.tiny else given.size, "size")
     model = config.model = ConfigDict()
     model.unet = ConfigDict(dataclasses.asdict(UNETS[unet]))
     model.text = ConfigDict(dataclasses.asdict(TEXT_ENCODERS[text]))
@@ -107,8 +107,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema = ConfigDict({"ema": {"decay": 0.998}})
     config.init = ConfigDict({"text_encoder": "", "unet": ""})  # "RUN[@step][:ema|raw]" each
 
-    config.evaluators = evaluators(arg.data)
-    if arg.tiny:
+    config.evaluators = evaluators(given.data)
+    if given.tiny:
         shrink(config)
     return config
 

@@ -11,7 +11,7 @@ LISTED = 40  # names that a sentence may list
 
 
 class InputError(ValueError):
-    """Wrong input (a config value, a file, a prompt). Commands print its sentence and exit with 2."""
+    """Wrong input (a config value, a file, a prompt). Commands print its sentence, exit with 2."""
 
 
 def suggestion(name: str, known: list[str]) -> str:

@@ -1,6 +1,6 @@
 """Measures a trained run and writes its results.json.
 
-    python -m vision_lang.evaluate --run=DIR [--split=test]
+python -m vision_lang.evaluate --run=DIR [--split=test]
 """
 
 from __future__ import annotations

@@ -17,7 +17,9 @@ BAD_INPUT = 2  # exit code
 def define_run() -> None:
     """--run, for the commands that use a trained run."""
     flags.DEFINE_string("run", None, "Run folder, or RUN@step.", required=True)
-    flags.DEFINE_enum("weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one.")
+    flags.DEFINE_enum(
+        "weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one."
+    )
 
 
 def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:

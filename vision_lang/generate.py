@@ -20,7 +20,9 @@ from etils import epath
 from vision_lang import flags as commands
 from vision_lang.errors import InputError
 
-DEVICE_BATCH = 8  # rows per device of the compiled program; fixed, so that pictures do not depend on it
+DEVICE_BATCH = (
+    8  # rows per device of the compiled program; fixed, so that pictures do not depend on it
+)
 FLAGS = flags.FLAGS
 
 
@@ -35,7 +37,9 @@ def main() -> None:
     flags.DEFINE_float("guidance", -1.0, "Guidance scale, 1 = none; below 0 = the run's config.")
     flags.DEFINE_string("sampler", "", "ddpm, ddim, euler, heun, dpmpp_2m; '' = the run's config.")
     flags.DEFINE_string("out", "out.png", "The labelled grid.")
-    flags.DEFINE_string("out_dir", "", "Also write single PNGs, with prompt, seed and run as metadata.")
+    flags.DEFINE_string(
+        "out_dir", "", "Also write single PNGs, with prompt, seed and run as metadata."
+    )
     commands.run(_run)
 
 

@@ -12,13 +12,13 @@ import jax
 
 
 def make(seed: int, purpose: str, step: jax.Array | int = 0) -> jax.Array:
-    """Returns the typed key of a purpose ("train", "init", "samples", ...) at a step (may be traced)."""
+    """Returns the typed key of a purpose ("train", "init", ...) at a step (may be traced)."""
     purpose_id = zlib.crc32(purpose.encode())
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose_id), step)
 
 
 def per_example(base: jax.Array, index: jax.Array) -> jax.Array:
-    """Returns one key per example, [B], from the examples' indices [B] int32 in the global batch."""
+    """Returns one key per example, [B], from their indices [B] int32 in the global batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, index)
 
 

@@ -25,7 +25,9 @@ def main() -> None:
     workdir = _given("workdir")
     stored = os.path.join(workdir, "config.json") if workdir and not _given("config") else ""
     config = config_flags.DEFINE_config_file(
-        "config", stored if stored and os.path.exists(stored) else None, "Config file[:argument].",
+        "config",
+        stored if stored and os.path.exists(stored) else None,
+        "Config file[:argument].",
         lock_config=True,
     )
     flags.DEFINE_string("workdir", "", "Run folder; '' = a new one under runs/.")
@@ -45,7 +47,8 @@ def _run(flag, workdir: str) -> None:
     given: ConfigDict | None = flag.value
     if given is None:
         raise InputError(
-            "Say what to train, as in --config=configs/diffusion.py, or resume a run by --workdir=RUN."
+            "Say what to train, as in --config=configs/diffusion.py, or resume a run with "
+            "--workdir=RUN."
         )
     run, config = _open(given, workdir, flags.FLAGS.fork)
     if config.deterministic:

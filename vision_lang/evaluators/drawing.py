@@ -55,12 +55,16 @@ def grid(images: np.ndarray, titles: Sequence[str], columns: int, zoom: int = 1)
     lines = [_wrap(title, side // 6) for title in titles]
     head = 11 * max(len(text.split("\n")) for text in lines) + 4
     rows = -(-len(images) // columns)
-    page = Image.new("RGB", (columns * (side + 6) + 6, rows * (side + head + 4) + 4), (250, 250, 250))
+    page = Image.new(
+        "RGB", (columns * (side + 6) + 6, rows * (side + head + 4) + 4), (250, 250, 250)
+    )
     pen = ImageDraw.Draw(page)
     for k, (picture, text) in enumerate(zip(images, lines, strict=True)):
         x, y = 6 + k % columns * (side + 6), 4 + k // columns * (side + head + 4)
         pen.multiline_text((x, y), text, fill=(20, 20, 20), spacing=1, font_size=10)
-        page.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y + head))
+        page.paste(
+            Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y + head)
+        )
     return np.asarray(page)
 
 

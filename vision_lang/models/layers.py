@@ -1,6 +1,6 @@
 """Layers that several networks share.
 
-Shapes: B batch, N tokens of the query, M tokens of the context, D width, H heads, K width of a head.
+Shapes: B batch, N tokens of the query, M tokens of the context, D width, H W height and width.
 Everything that is sensitive to rounding (norms, softmax, time embeddings) is computed in float32,
 whatever the compute dtype.
 """
@@ -36,7 +36,9 @@ class Dropout(nn.Module):
             return x
         layer = zlib.crc32("/".join(self.path).encode())
         keep = jax.vmap(
-            lambda key: jax.random.bernoulli(jax.random.fold_in(key, layer), 1 - self.rate, x.shape[1:])
+            lambda key: jax.random.bernoulli(
+                jax.random.fold_in(key, layer), 1 - self.rate, x.shape[1:]
+            )
         )(keys)
         return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
@@ -107,7 +109,7 @@ def attend(
 
 
 def timestep_embedding(t: jax.Array, width: int, max_period: float = 10_000.0) -> jax.Array:
-    """Sinusoidal embedding [B] -> [B, width], cosines first (Ho et al. 2020; Stable Diffusion's order).
+    """Sinusoidal embedding [B] -> [B, width] (Ho et al. 2020), cosines first.
 
     The frequencies are made on the host in float64: at t near 1000 their float32 rounding would be
     seen in the embedding.

@@ -28,7 +28,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: jax.nn.gelu(x, approx
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Sizes of a text encoder. `embedding_std` is the deviation of both embedding tables at init."""
+    """Sizes of a text encoder; `embedding_std`: deviation of both embedding tables at init."""
 
     width: int
     layers: int
@@ -112,7 +112,9 @@ class TextEncoder(nn.Module):
         if length > self.max_length:
             raise ValueError(f"{length} tokens, but the encoder has {self.max_length} positions")
         embed = Embed(self.vocab_size, spec.width, spec.embedding_std, name="token_embedding")
-        positions = Embed(self.max_length, spec.width, spec.embedding_std, name="position_embedding")
+        positions = Embed(
+            self.max_length, spec.width, spec.embedding_std, name="position_embedding"
+        )
         x = (embed(tokens) + positions(jnp.arange(length))).astype(self.dtype)
         intermediates = {"hidden_0": x}
         block = nn.remat(Block) if self.remat else Block

@@ -1,4 +1,4 @@
-"""Stable Diffusion's conditional U-Net (Rombach et al. 2022), as in diffusers' UNet2DConditionModel.
+"""Stable Diffusion's U-Net (Rombach et al. 2022), as in diffusers' UNet2DConditionModel.
 
 Shapes: B batch, H W height and width, C channels, N = H*W tokens, L text length, D context width,
 E width of the time embedding. Images are NHWC. The names of the sub-modules follow diffusers:
@@ -8,6 +8,7 @@ E width of the time embedding. Images are NHWC. The names of the sub-modules fol
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -84,11 +85,18 @@ class ResnetBlock(nn.Module):
         spec = self.spec
         h = nn.silu(group_norm(spec.groups, 1e-5, "norm1")(x)).astype(self.dtype)
         h = nn.Conv(self.width, (3, 3), padding=1, dtype=self.dtype, name="conv1")(h)
-        h += nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))[:, None, None]
+        h += nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))[
+            :, None, None
+        ]
         h = nn.silu(group_norm(spec.groups, 1e-5, "norm2")(h)).astype(self.dtype)
         h = Dropout(spec.dropout, name="dropout")(h, keys)
         h = nn.Conv(
-            self.width, (3, 3), padding=1, dtype=self.dtype, kernel_init=_last_kernel_init(spec), name="conv2"
+            self.width,
+            (3, 3),
+            padding=1,
+            dtype=self.dtype,
+            kernel_init=_last_kernel_init(spec),
+            name="conv2",
         )(h)
         if x.shape[-1] != self.width:
             x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
@@ -103,7 +111,9 @@ class Attention(nn.Module):
     fused: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None
+    ) -> jax.Array:
         dense = lambda name: nn.Dense(x.shape[-1], use_bias=False, dtype=self.dtype, name=name)  # noqa: E731
         q, k, v = dense("to_q")(x), dense("to_k")(context), dense("to_v")(context)
         out = attend(q, k, v, self.heads, mask=mask, fused=self.fused)
@@ -123,8 +133,12 @@ class TransformerBlock(nn.Module):
         norm = lambda name: layer_norm(1e-5, name)(x).astype(self.dtype)  # noqa: E731
         h = norm("norm1")
         x = x + Attention(self.heads, self.dtype, self.fused, name="attn1")(h, h)
-        x = x + Attention(self.heads, self.dtype, self.fused, name="attn2")(norm("norm2"), context, mask)
-        value, gate = jnp.split(nn.Dense(8 * width, dtype=self.dtype, name="ff_net_0_proj")(norm("norm3")), 2, -1)
+        x = x + Attention(self.heads, self.dtype, self.fused, name="attn2")(
+            norm("norm2"), context, mask
+        )
+        value, gate = jnp.split(
+            nn.Dense(8 * width, dtype=self.dtype, name="ff_net_0_proj")(norm("norm3")), 2, -1
+        )
         h = value * jax.nn.gelu(gate, approximate=False)
         return x + nn.Dense(width, dtype=self.dtype, name="ff_net_2")(h)
 
@@ -150,9 +164,9 @@ class Transformer(nn.Module):
         h = group_norm(self.spec.groups, 1e-6, "norm")(x).astype(self.dtype)
         h = project("proj_in")(h).reshape(batch, height * width, channels)
         for i in range(self.depth):
-            h = TransformerBlock(self.heads, self.dtype, self.fused, name=f"transformer_blocks_{i}")(
-                h, context, mask
-            )
+            h = TransformerBlock(
+                self.heads, self.dtype, self.fused, name=f"transformer_blocks_{i}"
+            )(h, context, mask)
         h = h.reshape(batch, height, width, channels)
         return x + project("proj_out", kernel_init=_last_kernel_init(self.spec))(h)
 
@@ -186,7 +200,9 @@ class Level(nn.Module):
                 )
             outputs.append(x)
         if self.downsample:
-            x = nn.Conv(width, (3, 3), strides=2, padding=1, dtype=self.dtype, name="downsamplers_0_conv")(x)
+            x = nn.Conv(
+                width, (3, 3), strides=2, padding=1, dtype=self.dtype, name="downsamplers_0_conv"
+            )(x)
             outputs.append(x)
         if self.upsample_to:  # doubled, and cut where the way down had rounded an odd size up
             rows, columns = self.upsample_to
@@ -247,21 +263,29 @@ class UNet(nn.Module):
         """Returns the prediction [B, H, W, out_channels] in float32, and the intermediates
         `down_i`, `mid`, `up_i` (feature maps, NHWC) and `time` [B, E]."""
         spec, levels = self.spec, len(self.spec.widths)
-        level = nn.remat(Level) if self.remat else Level
-        kwargs = {"spec": spec, "dtype": self.dtype, "fused": self.fused}
+        level = functools.partial(
+            nn.remat(Level) if self.remat else Level, spec, dtype=self.dtype, fused=self.fused
+        )
 
         embedding = timestep_embedding(time, spec.widths[0])
         emb = TimestepMLP(4 * spec.widths[0], self.dtype, name="time_embedding")(embedding)
         if self.num_classes:
-            table = nn.Embed(self.num_classes, 4 * spec.widths[0], dtype=self.dtype, name="class_embedding")
+            table = nn.Embed(
+                self.num_classes, 4 * spec.widths[0], dtype=self.dtype, name="class_embedding"
+            )
             emb = emb + table(label)
 
         context = context.astype(self.dtype)
-        x = nn.Conv(spec.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(x.astype(self.dtype))
+        x = nn.Conv(spec.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(
+            x.astype(self.dtype)
+        )
         skips, out = [x], {"time": emb}
         for i in range(levels):
             down = level(
-                level=i, layers=spec.layers, downsample=i < levels - 1, name=f"down_blocks_{i}", **kwargs
+                level=i,
+                layers=spec.layers,
+                downsample=i < levels - 1,
+                name=f"down_blocks_{i}",
             )
             x, outputs = down(x, emb, context, mask, keys)
             skips += outputs
@@ -271,14 +295,16 @@ class UNet(nn.Module):
         for i, lvl in enumerate(reversed(range(levels))):
             used, skips = skips[-(spec.layers + 1) :], skips[: -(spec.layers + 1)]
             size = skips[-1].shape[1:3] if lvl else None
-            up = level(
-                level=lvl, layers=spec.layers + 1, upsample_to=size, name=f"up_blocks_{i}", **kwargs
-            )
+            up = level(level=lvl, layers=spec.layers + 1, upsample_to=size, name=f"up_blocks_{i}")
             x, _ = up(x, emb, context, mask, keys, used)
             out[f"up_{i}"] = x
         x = nn.silu(group_norm(spec.groups, 1e-5, "conv_norm_out")(x)).astype(self.dtype)
         x = nn.Conv(
-            self.out_channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=_last_kernel_init(spec),
+            self.out_channels,
+            (3, 3),
+            padding=1,
+            dtype=self.dtype,
+            kernel_init=_last_kernel_init(spec),
             name="conv_out",
         )(x)
         return x.astype(jnp.float32), out

@@ -1,4 +1,4 @@
-"""What is learned: each task is a loss, predictions and a batch spec; pure, no files, no devices."""
+"""What is learned: each task is a loss, predictions and a batch spec; pure, without files."""
 
 from vision_lang.tasks import diffusion
 

@@ -184,9 +184,7 @@ class Diffusion:
             return predictions.make_denoiser(network, self.schedule, self.prediction)(x, level)
 
         null = self.conditioning.null(condition.tokens.shape[0])
-        inputs, null_inputs = (
-            (*self.encode(variables, c), c.label) for c in (condition, null)
-        )
+        inputs, null_inputs = ((*self.encode(variables, c), c.label) for c in (condition, null))
         guided = guiding.guided(
             denoise, inputs, null_inputs, sampling.guidance, sampling.interval, sampling.rescale
         )
@@ -226,7 +224,7 @@ def to_uint8(x: jax.Array) -> jax.Array:
 
 
 def fixed_times(schedule: schedules.Schedule, index: jax.Array) -> jax.Array:
-    """Validation's t of each example: multiples of the golden ratio modulo 1, spread over [t_min, t_max].
+    """Validation's t of each example: multiples of the golden ratio modulo 1, in [t_min, t_max].
 
     Any run of consecutive examples covers the range evenly.
     """

@@ -212,8 +212,8 @@ class InFlight:
                 latest = self._saved.latest()
                 good = f"the last good checkpoint is step {latest}" if latest else "there is none"
                 raise InputError(
-                    f"Step {step}: NaN or Inf in the loss or the gradients, {int(bad)} update(s) in "
-                    f"a row (max_bad_steps={self._max_bad}). No such update was applied; {good}. "
+                    f"Step {step}: NaN or Inf in the loss or the gradients, {int(bad)} update(s) "
+                    f"in a row (max_bad_steps={self._max_bad}). No such update was applied; {good}. "
                     "Lower the learning rate or use float32."
                 )
 

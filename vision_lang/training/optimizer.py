@@ -86,7 +86,7 @@ class Packing:
 
     def unpack(self, vectors: dict[str, jax.Array]) -> Params:
         """{group: vector} -> {path: array}."""
-        params = {}
+        params: Params = {}
         for g, names in self._members.items():
             ends = np.cumsum([math.prod(self._shapes[n]) for n in names])[:-1]
             pieces = jnp.split(vectors[g], ends)

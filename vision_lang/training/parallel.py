@@ -1,4 +1,4 @@
-"""How a step is spread over devices: the only file that says pmap, and the only one with collectives.
+"""How a step is spread over devices: the only file with pmap and with collectives.
 
 The state has no device axis: it goes in and comes out the same on every device. Batches are split
 along their first axis. `across` is all that a task sees of devices.
@@ -86,7 +86,9 @@ def with_pmap() -> Parallel:
         rows = _sharding(PartitionSpec(AXIS))
         return jax.tree.map(lambda x: jax.device_put(x, rows), split(batch))
 
-    return Parallel(n, step, forward, place, lambda t: jax.device_put(t, _sharding(PartitionSpec())))
+    return Parallel(
+        n, step, forward, place, lambda t: jax.device_put(t, _sharding(PartitionSpec()))
+    )
 
 
 def with_jit() -> Parallel:

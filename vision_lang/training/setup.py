@@ -143,7 +143,9 @@ def _initialised(params: dict[str, jax.Array], init: ConfigDict) -> dict[str, ja
         for name in sorted(own & other):
             here, there = params[name], stored[name]
             if here.shape != there.shape or here.dtype != there.dtype:
-                lines.append(f"{name}: {there.dtype}{there.shape} there, {here.dtype}{here.shape} here")
+                lines.append(
+                    f"{name}: {there.dtype}{there.shape} there, {here.dtype}{here.shape} here"
+                )
         if lines or not own:
             detail = "\n  ".join(lines or [f"this model has no sub-tree '{part}'"])
             raise InputError(f"config.init.{part}={spec} does not fit:\n  {detail}")
