@@ -294,7 +294,7 @@ class UNet(nn.Module):
         out["mid"] = x
         for i, lvl in enumerate(reversed(range(levels))):
             used, skips = skips[-(spec.layers + 1) :], skips[: -(spec.layers + 1)]
-            size = skips[-1].shape[1:3] if lvl else None
+            rows, columns = skips[-1].shape[1:3] if lvl else (0, 0)
             up = level(level=lvl, layers=spec.layers + 1, upsample_to=size, name=f"up_blocks_{i}")
             x, _ = up(x, emb, context, mask, keys, used)
             out[f"up_{i}"] = x

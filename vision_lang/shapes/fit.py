@@ -21,7 +21,7 @@ SHAPES = tuple(COVERAGE)
 # Areas for radius 1, by counting: the drawing's own proportions.
 _FINE = np.arange(300) + 0.5
 AREAS = np.array([coverage(k, 150.0, 150.0, 100.0, _FINE, _FINE).sum() / 1e4 for k in SHAPES])
-BLURS = (0.25, 1.3)  # admitted standard deviations, px; under 0.25 a Gaussian blurs nothing
+BLURS = (0.25, 1.6)  # admitted standard deviations, px; under 0.25 a Gaussian blurs nothing
 # For the derivatives in theta by finite differences, and the longest step in theta.
 STEPS = np.array([0.05, 0.05, 0.05, 0.1], np.float32)
 LIMITS = np.array([1.0, 1.0, 1.0, 0.3], np.float32)

@@ -25,6 +25,7 @@ from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
 # Distances between colours are Euclidean, on [0, 1]^3.
 COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are closer than 0.4
 SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
+BLUR_TOLERANCE = 1.25  # standard deviation of an edge, px
 DEFORMATION = 0.1  # of the radius; a square is a circle with 0.14
 SMALLEST_BLOB = 0.01  # part of the picture; the smallest object covers 0.037
 DEBRIS = 0.0025  # what is larger but no object is a fragment: 3 px of 1024, as noise never makes
@@ -37,6 +38,10 @@ LOCAL_PART = 0.25
 LOCAL_OUTLIER = 3.5
 LOCAL_RESIDUAL = (0.11, 0.2)
 LOCAL_SIDE = 3 / 32
+# The same over a quarter of the picture's side: a blotchy ground, or an object too faint to be cut
+# out, is no grain.
+WIDE_RESIDUAL = 0.08
+WIDE_SIDE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -183,7 +188,9 @@ def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, 
     ratios = {name: abs(radius / size - 1) for name, size in SIZES.items()}
     size = min(ratios, key=ratios.__getitem__)
     problem = None
-    if distance.min() > COLOUR_TOLERANCE:
+    if fit.theta[0, 3] > BLUR_TOLERANCE:
+        problem = "an object that is blurred"
+    elif distance.min() > COLOUR_TOLERANCE:
         problem = "an object of an unknown colour"
     elif ratios[size] > SIZE_TOLERANCE:
         problem = "an object of an unknown size"
@@ -197,6 +204,9 @@ def _unexplained(residual: np.ndarray, drawn: np.ndarray) -> str | None:
     """Why a residual [H, W, 3] is more than noise, or None; `drawn`: each object [n, H, W, 3]."""
     if np.abs(residual).mean() > MEAN_RESIDUAL:
         return "too much noise"
+    wide = _box_mean(residual, round(WIDE_SIDE * len(residual)))
+    if np.linalg.norm(wide, axis=-1).max() > WIDE_RESIDUAL:
+        return "a blotchy ground"
     width = max(3, round(LOCAL_SIDE * len(residual)))
     local = np.linalg.norm(_box_mean(residual, width), axis=-1)
     least, most = LOCAL_RESIDUAL

@@ -213,7 +213,7 @@ class InFlight:
                 good = f"the last good checkpoint is step {latest}" if latest else "there is none"
                 raise InputError(
                     f"Step {step}: NaN or Inf in the loss or the gradients, {int(bad)} update(s) "
-                    f"in a row (max_bad_steps={self._max_bad}). No such update was applied; {good}. "
+                    f"in a row (max_bad_steps={self._max_bad}). None was applied; {good}. "
                     "Lower the learning rate or use float32."
                 )
 
