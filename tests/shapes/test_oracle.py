@@ -1,6 +1,6 @@
-"""The judge, tried on pictures painted by hand here, and on batteries of right and wrong ones.
+"""The judge, tried on pictures painted by hand.
 
-The hand-painted pictures share nothing with the package: no colour table, no drawing code.
+They share nothing with the package: no colour table, no drawing code.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ import pytest
 
 from vision_lang.errors import InputError
 from vision_lang.shapes import splits
-from vision_lang.shapes.batteries import RIGHT, UNRELATED, WRONG, gaussian_blur, picture, says
+from vision_lang.shapes.batteries import gaussian_blur
 from vision_lang.shapes.draw import draw
-from vision_lang.shapes.grammar import caption, parse
 from vision_lang.shapes.oracle import Reading, ReadObject, grade, read, render_error
 
 PAINT = {
@@ -194,6 +193,14 @@ UNREADABLE = {
     "a white square on black": paint("K", ("W", BOX_9, 8, 8)),
     "a brown circle on white": paint("W", ("N", DISC_12, 8, 8)),
     "a red ground": paint("r", ("b", BOX_9, 8, 8)),
+    "one too faint to be cut out": np.where(
+        paint("N", ("r", DISC_12, 18, 18)) == PAINT["r"],
+        np.array([150, 50, 45], np.uint8),
+        paint("N", ("c", BOX_6, 4, 4)),
+    ).astype(np.uint8),
+    "one too blurred": np.rint(
+        gaussian_blur(paint("K", ("y", DISC_12, 8, 8)).astype(float), 2.0)
+    ).astype(np.uint8),
     "four objects": paint(
         "W", ("r", BOX_6, 3, 3), ("b", BOX_6, 20, 3), ("g", BOX_6, 3, 20), ("y", BOX_6, 20, 20)
     ),
@@ -290,43 +297,3 @@ def test_render_error():
         render_error(image, missing), 81 * (245 - 18) / 255 / 1024, rtol=1e-5
     )
     assert render_error(image, Reading((), None, 1.0, "no background")) == 1.0
-
-
-@pytest.mark.parametrize(("resolution", "count"), [(32, 150), (64, 40), (128, 12)])
-@pytest.mark.parametrize("kind", RIGHT)
-def test_right_pictures_pass(kind, resolution, count):
-    failed = [n for n in range(count) if not grade(*picture(kind, n, resolution))["all_right"]]
-    assert len(failed) <= (0 if kind == "clean" else count // 100), failed
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_wrong_pictures_do_not_pass(kind):
-    assert [n for n in range(100) if grade(*picture(kind, n, 32))["all_right"]] == []
-
-
-@pytest.mark.parametrize("kind", [kind for kind in UNRELATED if kind != "other_scene"])
-def test_unrelated_pictures_do_not_pass(kind):
-    assert [n for n in range(100) if grade(*picture(kind, n, 32))["all_right"]] == []
-
-
-def test_another_scene_passes_exactly_if_the_caption_is_true_of_it():
-    """Every caption on every picture of single objects and pairs; truth by brute force."""
-    scenes = [splits.sample(5, "train", n) for n in range(150)]
-    readings = [read(draw(scene, 32)) for scene in scenes]
-    texts = [parse(caption(scene, np.random.default_rng(n))) for n, scene in enumerate(scenes)]
-    passed = 0
-    for scene, reading in zip(scenes, readings, strict=True):
-        for text in texts:
-            right = grade(reading, text)["all_right"]
-            assert right == says(text, scene), (text, scene)
-            passed += right
-    assert len(scenes) < passed < 2 * len(scenes)  # its own, and a few by chance
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("resolution", [32, 64, 128])
-@pytest.mark.parametrize("kind", [*RIGHT, *WRONG])
-def test_full_batteries(kind, resolution):
-    passed = sum(grade(*picture(kind, n, resolution))["all_right"] for n in range(1000))
-    least, most = {"clean": (999, 1000)}.get(kind, (990, 1000) if kind in RIGHT else (0, 0))
-    assert least <= passed <= most

@@ -33,7 +33,6 @@ from vision_lang.shapes.scene import (
 Picture = np.ndarray  # [H, H, 3], uint8 or float on [0, 1]
 Maker = Callable[[np.random.Generator, int], tuple[Picture, Description]]
 SEED = 7  # not the data set's
-NOISE, BLUR = 0.05, 1.0  # the stated tolerance: on [0, 1], and in pixels
 
 
 def _scene(rng: np.random.Generator, least: int = 1) -> Scene:
@@ -254,11 +253,11 @@ def _right(spoil: Callable[[np.random.Generator, Picture], Picture]) -> Maker:
     return make
 
 
-def add_noise(rng: np.random.Generator, picture: Picture, sigma: float = NOISE) -> Picture:
+def add_noise(rng: np.random.Generator, picture: Picture, sigma: float = 0.05) -> Picture:
     return np.clip(picture + rng.normal(0, sigma, picture.shape), 0, 1)
 
 
-def gaussian_blur(picture: Picture, sigma: float = BLUR) -> Picture:
+def gaussian_blur(picture: Picture, sigma: float = 1.0) -> Picture:
     """Convolution with a sampled Gaussian; the edge pixels are repeated outside."""
     reach = int(np.ceil(4 * sigma))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

@@ -40,7 +40,7 @@ LOCAL_RESIDUAL = (0.11, 0.2)
 LOCAL_SIDE = 3 / 32
 # The same over a quarter of the picture's side: a blotchy ground, or an object too faint to be cut
 # out, is no grain.
-WIDE_RESIDUAL = 0.08
+WIDE_RESIDUAL = 0.1
 WIDE_SIDE = 1 / 4
 
 
