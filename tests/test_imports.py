@@ -12,10 +12,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Imports the named modules in one interpreter, in the order given. Whoever asks for TensorFlow
-# or torch is told that there is none, as on a user's machine, and is written down.
-PROGRAM = """
-import importlib, json, sys, traceback
+# Whoever asks for TensorFlow or torch is told that there is none, as on a user's machine, and is
+# written down: the list is printed when the process ends.
+WATCH = """
+import atexit, importlib, json, runpy, sys, traceback
 
 class Watch:
     asked = []
@@ -28,10 +28,20 @@ class Watch:
         return None
 
 sys.meta_path.insert(0, Watch())
-for name in json.loads(sys.argv[1]):
-    importlib.import_module(name)
-print(json.dumps(Watch.asked))
+atexit.register(lambda: print(json.dumps(Watch.asked)))
 """
+IMPORT = "for name in sys.argv[1:]: importlib.import_module(name)"
+TRAIN = "runpy.run_module('vision_lang.main', run_name='__main__', alter_sys=True)"
+
+
+def asked_for(program: str, *arguments: str) -> list[str]:
+    """Runs a program in a fresh interpreter; returns who asked for TensorFlow or torch."""
+    run = subprocess.run(
+        [sys.executable, "-c", WATCH + program, *arguments],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 def all_modules() -> list[str]:
@@ -47,9 +57,16 @@ def all_modules() -> list[str]:
 def test_all_modules_are_imported_together_without_tensorflow_or_torch(order: int):
     names = all_modules()
     assert len(names) > 20
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(names[::order])],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == []
+    assert asked_for(IMPORT, *names[::order]) == []
+
+
+def test_training_asks_for_neither_tensorflow_nor_torch(tmp_path: Path):
+    asked = asked_for(
+        TRAIN,
+        "--config=configs/diffusion.py:tiny=true",
+        "--config.steps=1",
+        f"--config.data.dir={tmp_path / 'data'}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert (tmp_path / "run" / "results.json").exists()
+    assert asked == []

@@ -22,8 +22,12 @@ def define_run() -> None:
     )
 
 
-def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
-    """Parses the flags (defined before) and runs `main`.
+def run(
+    main: Callable[[], None],
+    argv: Sequence[str] | None = None,
+    define: Callable[[], None] = lambda: None,
+) -> None:
+    """Parses the flags (defined before, or by `define`) and runs `main`.
 
     Wrong input prints one sentence on stderr and exits with 2; any other error has its traceback.
     """
@@ -32,6 +36,7 @@ def run(main: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
     try:
+        define()
         left = _parse(argv)
         if len(left) > 1:
             raise InputError(f"Unknown argument '{left[1]}'; every flag begins with --.")

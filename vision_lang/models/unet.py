@@ -295,7 +295,12 @@ class UNet(nn.Module):
         for i, lvl in enumerate(reversed(range(levels))):
             used, skips = skips[-(spec.layers + 1) :], skips[: -(spec.layers + 1)]
             rows, columns = skips[-1].shape[1:3] if lvl else (0, 0)
-            up = level(level=lvl, layers=spec.layers + 1, upsample_to=size, name=f"up_blocks_{i}")
+            up = level(
+                level=lvl,
+                layers=spec.layers + 1,
+                upsample_to=(rows, columns) if lvl else None,
+                name=f"up_blocks_{i}",
+            )
             x, _ = up(x, emb, context, mask, keys, used)
             out[f"up_{i}"] = x
         x = nn.silu(group_norm(spec.groups, 1e-5, "conv_norm_out")(x)).astype(self.dtype)

@@ -40,7 +40,12 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """Pictures of one to three simple objects, with captions. All configs show the same scenes."""
+    """Pictures of one to three simple objects, with captions. All configs show the same scenes.
+
+    No test or validation scene of two or more objects has the meaning of a train scene.
+    test_unseen holds out six of the 48 pairs of colour and shape, and pairs of such pairs that
+    never stand together elsewhere; each of its scenes shows one of these (shapes/splits.py).
+    """
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
