@@ -9,7 +9,10 @@ Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
+import shutil
 import sys
 
 from absl import flags, logging
@@ -18,39 +21,54 @@ from ml_collections import ConfigDict, config_flags
 from vision_lang import flags as commands
 from vision_lang.errors import InputError
 
+FLAGS = flags.FLAGS
+
 
 def main() -> None:
     """Defines the flags and runs the command."""
-    # A stored config serves as well as a config file, so `--workdir=RUN --config.steps=9` works.
-    workdir = _given("workdir")
-    stored = os.path.join(workdir, "config.json") if workdir and not _given("config") else ""
-    config = config_flags.DEFINE_config_file(
-        "config",
-        stored if stored and os.path.exists(stored) else None,
-        "Config file[:argument].",
-        lock_config=True,
-    )
+    commands.run(_run, define=_define)
+
+
+def _define() -> None:
     flags.DEFINE_string("workdir", "", "Run folder; '' = a new one under runs/.")
     flags.DEFINE_string("fork", "", "Start a new run in this folder from the config of --workdir.")
-    commands.run(lambda: _run(config, workdir))
+    if _given("workdir") and not _given("config"):
+        # The stored config takes the file's place: `--workdir=RUN --config.steps=9` works too.
+        config_flags.DEFINE_config_dict("config", _stored(_given("workdir")))
+    else:
+        config_flags.DEFINE_config_file("config", None, "Config file[:argument].")
 
 
 def _given(name: str) -> str:
-    """The value of --name on the command line, before the flags are parsed."""
-    values = [a.partition("=")[2] for a in sys.argv if a.lstrip("-").startswith(f"{name}=")]
-    return values[-1] if values else ""
+    """The value of --name on the command line, before the flags are parsed; '' = not there."""
+    value = ""
+    for argument, following in itertools.pairwise([*sys.argv[1:], ""]):
+        flag, equals, text = argument.partition("=")
+        if flag in (f"-{name}", f"--{name}"):
+            value = text if equals else following
+    return value
 
 
-def _run(flag, workdir: str) -> None:
+def _stored(workdir: str) -> ConfigDict:
+    from vision_lang.runs import folder
+
+    return folder.open(workdir).read_config()
+
+
+def _run() -> None:
+    from vision_lang.runs import config as config_lib
     from vision_lang.training import devices
 
-    given: ConfigDict | None = flag.value
-    if given is None:
+    config = FLAGS.config
+    if config is None:
         raise InputError(
             "Say what to train, as in --config=configs/diffusion.py, or resume a run with "
             "--workdir=RUN."
         )
-    run, config = _open(given, workdir, flags.FLAGS.fork)
+    file = _given("config").partition(":")[0]
+    defaults = config_lib.load(file) if file else _stored(FLAGS.workdir)
+    config_lib.check_types(config, defaults)
+    run = _open(config)
     if config.deterministic:
         _set_deterministic()
     devices.set_up()
@@ -58,32 +76,32 @@ def _run(flag, workdir: str) -> None:
 
     logging.info("Run folder: %s", run.root)
     try:
-        results = loop.train(config, run, sys.argv)
+        results = loop.train(config, run, sys.argv, defaults)
     except loop.Stopped as stopped:
-        print(f"{stopped}. Go on with: python -m vision_lang.main --workdir={run.root}")
+        print(f"{stopped}. Go on with: {_python()} -m vision_lang.main --workdir={_quoted(run)}")
         sys.exit(stopped.exit_code)
     _report(run, config, results)
 
 
-def _open(given: ConfigDict, workdir: str, fork: str):
-    """Returns the run folder and the config to train."""
+def _open(config: ConfigDict):
+    """Returns the folder of the run to train or to resume, with the config in it."""
     from vision_lang.runs import config as config_lib
     from vision_lang.runs import files, folder
 
-    resumed = workdir and os.path.exists(os.path.join(workdir, "config.json"))
-    if workdir and not resumed and not _given("config"):
-        folder.open(workdir)  # says what is wrong with it
-    if resumed and not fork:
-        run = folder.open(workdir)
-        changed = config_lib.check_resume(run.read_config(), given)
+    text = config_lib.to_json(config)
+    run = folder.RunFolder(files.absolute(FLAGS.workdir))
+    if FLAGS.fork or not FLAGS.workdir or not run.config.exists():
+        run = folder.create(FLAGS.fork or FLAGS.workdir, config.task)
+    elif run.checkpoints.exists() or (run.metrics.exists() and run.metrics.stat().length):
+        run = folder.open(FLAGS.workdir)
+        changed = config_lib.check_resume(run.read_config(), config)
         for name, (old, new) in changed.items():
             logging.info("config.%s: %s -> %s", name, old, new)
-        config = given
-    else:
-        run = folder.create(fork or workdir, given.task)
-        config = given
-    files.write_text(run.config, config_lib.to_json(config))
-    return run, config
+    else:  # it ended before its first step, for which the config may have been the reason
+        for path in (run.data, run.tokenizer):
+            path.unlink(missing_ok=True)
+    files.write_text(run.config, text)
+    return run
 
 
 def _set_deterministic() -> None:
@@ -100,12 +118,38 @@ def _report(run, config: ConfigDict, results: dict[str, float]) -> None:
             print(f"{name:32s} {value:.4g}")
     print(f"samples      {run.samples}")
     print(f"checkpoints  {run.checkpoints}")
-    print(f"TensorBoard  tensorboard --logdir {run.root.parent}   (or: make tensorboard)")
+    python = _python()
+    logdir = shlex.quote(str(run.root.parent))
+    print(f"TensorBoard  {python} -m tensorboard.main --logdir={logdir}   (or: make tensorboard)")
     if config.task == "diffusion":
-        what = '--prompt="a red circle above a blue square"'
+        what = f"--prompt={shlex.quote(_example(config))}"
         if config.condition == "label":
             what = "--label=0"
-        print(f"try next     python -m vision_lang.generate --run={run.root} {what} --out=out.png")
+        command = f"{python} -m vision_lang.generate --run={_quoted(run)}"
+        print(f"try next     {command} {what} --out=out.png")
+
+
+def _example(config: ConfigDict) -> str:
+    """A text that the run can draw."""
+    if config.data.name.partition("/")[0] == "shapes":
+        return "a red circle above a blue square"
+    from vision_lang.data import sources
+
+    data = sources.prepare(config.data)
+    source = data.open("validation" if "validation" in data.splits else "train")
+    return next(iter(source.captions(1)))[0]
+
+
+def _python() -> str:
+    """How the user starts this Python."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    below = os.path.relpath(sys.executable)
+    return shlex.quote(sys.executable if below.startswith("..") else below)
+
+
+def _quoted(run) -> str:
+    return shlex.quote(str(run.root))
 
 
 if __name__ == "__main__":

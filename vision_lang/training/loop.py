@@ -38,8 +38,16 @@ class Stopped(Exception):
         self.exit_code = 128 + signum
 
 
-def train(config: ConfigDict, run: RunFolder, command: list[str]) -> dict[str, float]:
+def train(
+    config: ConfigDict, run: RunFolder, command: list[str], defaults: ConfigDict | None = None
+) -> dict[str, float]:
     """Trains (or resumes) the run and returns its final results.
+
+    Args:
+      config: of the run.
+      run: its folder, which holds the config.
+      command: the command line, for the record.
+      defaults: what the logged config is compared with.
 
     Raises:
       InputError: something that the user can put right.
@@ -59,6 +67,11 @@ def train(config: ConfigDict, run: RunFolder, command: list[str]) -> dict[str, f
         if any(not problem for problem in manifest.survey(run.checkpoints).values()):
             start, state = saved.restore(job.state)
             logging.info("Resumed from step %d.", start)
+        if start > config.steps:
+            raise InputError(
+                f"The run has {start} steps behind it, more than config.steps={config.steps}. "
+                "Give more steps, or start a new run with --fork=NEW."
+            )
         record_start(run, record, start)
 
         encode = functools.partial(job.tokenizer.encode, length=config.data.text_length)
@@ -77,10 +90,10 @@ def train(config: ConfigDict, run: RunFolder, command: list[str]) -> dict[str, f
             pipeline.prefetch(batches, job.parallel.place) as feed,
             Signals() as signals,
         ):
-            writer.config(config)
+            writer.config(config, defaults)
             clock = Clock(config.batch_size, feed, start)
             flying = InFlight(config.max_bad_steps, job.parallel.devices, saved)
-            numbers: dict[str, float] = {}
+            numbers: dict[str, float] = {}  # for the progress bar
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
@@ -91,20 +104,22 @@ def train(config: ConfigDict, run: RunFolder, command: list[str]) -> dict[str, f
                 if step % config.log_every == 0 or step == config.steps:
                     numbers = averages(state) | clock.lap(step)
                     writer.scalars(step, numbers)
-                    state = state.replace(window=jax.tree.map(jnp.zeros_like, state.window))
-                    state = state.replace(window=job.parallel.place_state(state.window))
+                if step % config.log_every == 0:  # a run that is extended later keeps its window
+                    empty = jax.tree.map(jnp.zeros_like, state.window)
+                    state = state.replace(window=job.parallel.place_state(empty))
                 progress.update(step, {name: numbers[name] for name in SHOWN if name in numbers})
 
                 last = step == config.steps
+                measured: dict[str, float] = {}  # at this step: what `keep_best` may choose by
                 if is_due(step, config.eval_every) and not last:
                     flying.drain()
                     clock.pause()
-                    numbers |= evaluate(evaluators, state, writer, step, final=False)
+                    measured = evaluate(evaluators, state, writer, step, final=False)
                     clock.resume()
                 if is_due(step, config.save_every) or last or signals.received:
                     flying.drain()
                     writer.flush()
-                    saved.save(step, state, numbers)
+                    saved.save(step, state, measured)
                 if signals.received and not last:
                     saved.wait()
                     raise Stopped(signals.received, step)

@@ -6,7 +6,7 @@ along their first axis. `across` is all that a task sees of devices.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,14 +58,16 @@ class Parallel(NamedTuple):
     alone: Across = ONE_DEVICE
 
 
-def _sharding(spec: PartitionSpec) -> NamedSharding:
-    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, spec)
+def _shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
+    """Of arrays that are split by rows, and of those that are the same on every device."""
+    mesh = Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
 
 
-def with_pmap() -> Parallel:
+def with_pmap(devices: Sequence[jax.Device]) -> Parallel:
     """Each device runs the step on its rows; gradients are averaged by `across`."""
-    n = jax.local_device_count()
+    n = len(devices)
+    rows, same = _shardings(devices)
     split = lambda tree: jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), tree)  # noqa: E731
     join = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
 
@@ -76,24 +78,22 @@ def with_pmap() -> Parallel:
             in_axes=(None, 0),
             out_axes=None,
             donate_argnums=(0,),
+            devices=devices,
         )
 
     def forward(function):
-        mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0)
+        mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
         return lambda tree, batch: join(jax.device_get(mapped(tree, batch)))
 
     def place(batch):
-        rows = _sharding(PartitionSpec(AXIS))
         return jax.tree.map(lambda x: jax.device_put(x, rows), split(batch))
 
-    return Parallel(
-        n, step, forward, place, lambda t: jax.device_put(t, _sharding(PartitionSpec()))
-    )
+    return Parallel(n, step, forward, place, lambda tree: jax.device_put(tree, same))
 
 
-def with_jit() -> Parallel:
+def with_jit(devices: Sequence[jax.Device]) -> Parallel:
     """One global program; XLA splits it along the batch (NamedSharding)."""
-    rows, same = _sharding(PartitionSpec(AXIS)), _sharding(PartitionSpec())
+    rows, same = _shardings(devices)
 
     def step(function):
         return jax.jit(
@@ -107,7 +107,7 @@ def with_jit() -> Parallel:
         return lambda tree, batch: jax.device_get(compiled(tree, batch))
 
     return Parallel(
-        jax.local_device_count(),
+        len(devices),
         step,
         forward,
         lambda batch: jax.device_put(batch, rows),
@@ -118,15 +118,21 @@ def with_jit() -> Parallel:
 PARALLEL = {"pmap": with_pmap, "jit": with_jit}
 
 
-def make(name: str, batch_size: int = 0, accumulate: int = 1) -> Parallel:
-    """Returns the way `name`, over all local devices.
+def make(
+    name: str,
+    batch_size: int = 0,
+    accumulate: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Parallel:
+    """Returns the way `name`, over `devices` (None: all local ones).
 
     batch_size, accumulate: of training; 0 = there is none to check.
 
     Raises:
       InputError: the batch can't be split evenly over devices and micro-batches.
     """
-    parallel = choose(PARALLEL, name, "way to run in parallel (config.parallel)")()
+    way = choose(PARALLEL, name, "way to run in parallel (config.parallel)")
+    parallel = way(jax.local_devices() if devices is None else devices)
     if batch_size % (parallel.devices * accumulate):
         raise InputError(
             f"batch_size={batch_size} can't be split over {parallel.devices} device(s) and "

@@ -91,6 +91,12 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
     data, words = prepare_data(config, run)
     task = make_task(config, words, len(data.class_names or []))
     way = parallel.make(config.parallel, config.batch_size, config.accumulate)
+    step, first = start(config, task)
+    return Job(config, data, words, task, way, way.step(step), way.place_state(first))
+
+
+def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
+    """Returns a task's step, not compiled yet, and the state before the first step."""
     variables = jax.jit(task.init)(random_keys.make(config.seed, "init"))
     first = state.create(variables, tuple(config.optimizer.frozen), tuple(config.ema.keys()))
     first = first.replace(params=_initialised(first.params, config.init))
@@ -111,8 +117,7 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
             n: e.replace(params=jax.tree.map(jnp.copy, first.params)) for n, e in first.ema.items()
         },
     )
-    first = first.replace(window=_empty_window(step, task, first))
-    return Job(config, data, words, task, way, way.step(step), way.place_state(first))
+    return step, first.replace(window=_empty_window(step, task, first))
 
 
 def _empty_window(step: Step, task: Any, first: state.TrainState) -> dict:
