@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 1_500
+    config.steps = 2_000
     config.batch_size = 32
     config.eval_every = 500
     config.save_every = 500
@@ -71,8 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.min_snr_gamma = 5.0  # weighting=min_snr alone
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
-    diffusion.time_mean = 0.8  # logit_normal and log_normal alone
-    diffusion.time_std = 1.0
+    diffusion.time_mean = 1.2  # logit_normal and log_normal alone
+    diffusion.time_std = 1.2
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "dpmpp_2m"  # a row of diffusion.samplers.SAMPLERS
@@ -86,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.eta = 0.0  # noise of sampler=ddim
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.learning_rate = 1e-3
+    optimizer.learning_rate = 2e-3
     optimizer.schedule = "cosine"  # "cosine" | "constant", after the warm-up
     optimizer.warmup = 100
     optimizer.clip_norm = 1.0  # 0: none

@@ -43,7 +43,7 @@ TEXT_ENCODERS = {
     "tiny": TextSpec(width=16, layers=1, heads=2, embedding_std=0.5),
     # Trained from nothing on short captions: at 0.02 the tables are far smaller than what the
     # first layer norm expects, and the words stay indistinct for the first thousands of steps.
-    "small": TextSpec(width=128, layers=4, heads=4, embedding_std=0.5),
+    "small": TextSpec(width=64, layers=4, heads=4, embedding_std=0.5),
     "clip_l14": TextSpec(width=768, layers=12, heads=12),
     "openclip_h14": TextSpec(width=1024, layers=23, heads=16, activation="gelu"),
 }
