@@ -12,20 +12,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Whoever asks for TensorFlow or torch is told that there is none, as on a user's machine, and is
-# written down: the list is printed when the process ends.
+# TensorFlow and torch seem to be installed, but whoever imports them fails and is written down:
+# the list is printed when the process ends.
 WATCH = """
-import atexit, importlib, json, runpy, sys, traceback
+import atexit, importlib, importlib.machinery, json, runpy, sys, traceback
 
 class Watch:
     asked = []
 
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("tensorflow", "torch"):
-            stack = [f.filename for f in traceback.extract_stack() if "importlib" not in f.filename]
-            self.asked.append(f"{name}, by {stack[-2]}")
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
+        if name in ("tensorflow", "torch"):
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        stack = [f.filename for f in traceback.extract_stack() if "importlib" not in f.filename]
+        self.asked.append(f"{spec.name}, by {stack[-2]}")
+        raise ImportError(f"{spec.name} is not to be imported", name=spec.name)
 
 sys.meta_path.insert(0, Watch())
 atexit.register(lambda: print(json.dumps(Watch.asked)))
