@@ -41,6 +41,8 @@ def base() -> ConfigDict:
     config.parallel = "pmap"  # how a step is mapped over devices
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
 
+    config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]", ""; the task's config has them
+
     # What each field means: vision_lang/data/presets.py.
     config.data = ConfigDict(presets.fields("shapes"))
     return config
