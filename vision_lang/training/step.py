@@ -57,9 +57,9 @@ class Step:
             grads, state.opt_state, self.packing.pack(state.params)
         )
         norms = {
-            "grad_norm": optax.global_norm(grads),
-            "param_norm": optax.global_norm(self.packing.pack(state.params)),
-            "update_norm": optax.global_norm(updates),
+            "grad_norm": optax.tree.norm(grads),
+            "param_norm": optax.tree.norm(self.packing.pack(state.params)),
+            "update_norm": optax.tree.norm(updates),
             "learning_rate": self.learning_rate(state.step),
         }
         finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norms["grad_norm"])

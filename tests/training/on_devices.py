@@ -1,0 +1,174 @@
+"""Trains the tiny diffusion task on 1, 2, ... forced host devices and prints what came out as JSON.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import diffusion
+from vision_lang.models import layers
+from vision_lang.runs.records import digest
+from vision_lang.training import parallel, setup
+
+ROWS, LENGTH, SIDE, WORDS = 8, 6, 16, 32
+
+
+class Tokenizer:
+    """What a task asks of a tokenizer."""
+
+    vocab_size = WORDS
+
+    def encode(self, text, length):
+        return np.arange(length, dtype=np.int32) % 2, np.arange(length) < 2
+
+
+def config(accumulate=1):
+    made = diffusion.get_config("tiny")
+    made.batch_size, made.accumulate, made.caption_drop = ROWS, accumulate, 0.5
+    made.data.update(resolution=SIDE, text_length=LENGTH)
+    made.model.unet.dropout = made.model.text.dropout = 0.1
+    return made
+
+
+def batch(step):
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
+        "tokens": rng.integers(2, WORDS, (ROWS, LENGTH), np.int32),
+        "text_mask": np.arange(LENGTH) < rng.integers(2, LENGTH + 1, (ROWS, 1)),
+        "label": np.full(ROWS, -1, np.int32),
+        "weight": (np.arange(ROWS) != step % 11).astype(np.float32),
+        "index": np.arange(ROWS, dtype=np.int32),
+    }
+
+
+# Hands gradients through and keeps the last ones as its state.
+RECORDER = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, state, params=None: (grads, grads),
+)
+
+
+def noisy(params):
+    """Zero-initialised layers would let no gradient through to the others at step 0."""
+    rng = np.random.default_rng(0)
+    add = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
+    return {name: jnp.asarray(add(np.asarray(params[name]))) for name in sorted(params)}
+
+
+def train(way, steps, accumulate=1):
+    """Returns the gradients of step 0 as one vector, and the loss of each step."""
+    made = config(accumulate)
+    step, state = setup.start(made, setup.make_task(made, Tokenizer(), 0))
+    step = dataclasses.replace(step, optimizer=optax.chain(RECORDER, step.optimizer))
+    params = noisy(state.params)
+    state = state.replace(params=params, opt_state=step.optimizer.init(step.packing.pack(params)))
+    compiled, state = way.step(step), way.place_state(state)
+    losses = []
+    for number in range(steps):
+        state = state.replace(window=way.place_state(jax.tree.map(jnp.zeros_like, state.window)))
+        state, bad = compiled(state, way.place(batch(number)))
+        assert int(bad) == 0  # waits: many collectives in flight can deadlock the CPU backend
+        total, count = jax.device_get(state.window["loss"])
+        losses.append(float(total) / float(count))
+        if number == 0:
+            grads = np.concatenate([np.asarray(g) for g in jax.tree.leaves(state.opt_state[0])])
+    return grads, losses
+
+
+class Probe:
+    """The diffusion task with networks that note what every row is given."""
+
+    def __init__(self, made):
+        self.task = setup.make_task(made, Tokenizer(), 0)
+        self.batch_spec = self.task.batch_spec
+
+    def init(self, key):
+        params = {name: {"kernel": jnp.ones(3)} for name in ("unet", "text_encoder")}
+        spec = {name: jnp.zeros((ROWS, *s.shape), s.dtype) for name, s in self.batch_spec().items()}
+        keys = jax.random.split(key, ROWS)
+        _, seen = self.seen({"params": params}, spec, keys)
+        return {"params": params, "seen": jax.tree.map(jnp.zeros_like, seen)}
+
+    def seen(self, variables, rows, keys):
+        seen = {}
+        drop = lambda keys: layers.Dropout(0.5).apply({}, jnp.ones((len(keys), 40)), keys)  # noqa: E731
+
+        def text(params, tokens, mask, dropout):
+            seen.update(tokens=tokens, mask=mask, dropout_of_text=drop(dropout))
+            return jnp.zeros((*tokens.shape, 1)), {}
+
+        def unet(params, x, time, context, mask, label, dropout):
+            seen.update(noisy=x, time=time, dropout=drop(dropout))
+            return jnp.zeros_like(x), {}
+
+        task = dataclasses.replace(
+            self.task, text_encoder=SimpleNamespace(apply=text), unet=SimpleNamespace(apply=unet)
+        )
+        return task.loss(variables, rows, keys, across=parallel.ONE_DEVICE, train=True), seen
+
+    def loss(self, variables, rows, keys, *, across, train):
+        (losses, _, metrics), seen = self.seen(variables, rows, keys)
+        return losses, {"seen": across.gather(seen)}, metrics
+
+
+def draws(way):
+    """What the rows of two steps were given, gathered over devices."""
+    made = config()
+    step, state = setup.start(made, Probe(made))
+    compiled, state = way.step(step), way.place_state(state)
+    black = batch(0) | {"image": np.zeros((ROWS, SIDE, SIDE, 3), np.uint8)}
+    found = []
+    for _ in range(2):
+        state, _ = compiled(state, way.place(black))
+        found.append(jax.device_get(state.mutable["seen"]))
+    return found
+
+
+def describe(found):
+    """Digests of all, and how many rows differ from each other in each draw."""
+    first = found[0]
+    dropped = [bool((row[:2] == [0, 1]).all()) for row in first["tokens"]]
+    return {
+        "digests": {name: [digest(f[name]) for f in found] for name in first},
+        "different": {name: len({x.tobytes() for x in value}) for name, value in first.items()},
+        "dropped": dropped,
+    }
+
+
+def main(steps: int) -> None:
+    every = jax.local_devices()
+    counts = [n for n in (1, 2, 4, 8) if n <= len(every)]
+    ways = {f"pmap {n}": (parallel.make("pmap", devices=every[:n]), 1) for n in counts}
+    ways["jit"] = (parallel.make("jit", devices=every), 1)
+    ways["accumulate"] = (parallel.make("pmap", devices=every[:2]), 2)
+    runs = {name: train(way, steps, accumulate) for name, (way, accumulate) in ways.items()}
+    grads, losses = runs.pop("pmap 1")
+    print(
+        json.dumps(
+            {
+                "largest": float(np.abs(grads).max()),
+                "share_not_zero": float((grads != 0).mean()),
+                "losses": losses,
+                "gradient_error": {n: float(np.abs(g - grads).max()) for n, (g, _) in runs.items()},
+                "loss_error": {
+                    n: float(np.abs(np.subtract(other, losses)).max()) for n, (_, other) in runs.items()
+                },
+                "draws": {n: describe(draws(ways[n][0])) for n in ("pmap 1", f"pmap {counts[-1]}", "jit")},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

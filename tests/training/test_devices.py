@@ -1,0 +1,57 @@
+"""One device or several, pmap or jit, one batch or micro-batches: the same training."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def on_devices(count: int, steps: int) -> dict:
+    """What tests/training/on_devices.py reports."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.on_devices", str(steps)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module", params=[4, pytest.param(8, marks=pytest.mark.slow)])
+def report(request):
+    return on_devices(request.param, 30 if request.param == 4 else 100)
+
+
+def test_gradients_of_the_first_step_agree(report):
+    assert report["share_not_zero"] > 0.9
+    assert {"pmap 2", "pmap 4", "jit", "accumulate"} <= set(report["gradient_error"])
+    for way, error in report["gradient_error"].items():
+        assert error <= 1e-5 * report["largest"], way
+
+
+def test_losses_agree(report):
+    steps = len(report["losses"])
+    assert report["losses"][-1] < 0.9 * report["losses"][0]  # it learns
+    for way, error in report["loss_error"].items():
+        assert error <= (1e-5 if steps <= 30 else 1e-3), way
+
+
+def test_every_draw_is_the_example_s_own(report):
+    one, *others = report["draws"].values()
+    for other in others:
+        assert other == one  # bit for bit
+    rows = 8
+    for name in ("noisy", "time", "dropout", "dropout_of_text"):
+        assert one["different"][name] == rows, name
+        assert len(set(one["digests"][name])) == 2, name  # and each step's own
+    assert 0 < sum(one["dropped"]) < rows
+    assert one["digests"]["dropout"] != one["digests"]["noisy"]
