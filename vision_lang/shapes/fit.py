@@ -116,7 +116,7 @@ def blurred(shape: np.ndarray, theta: np.ndarray, left: np.ndarray, top: np.ndar
         lines = top[rows].reshape(-1, *ones, 1) + pixels
         out[rows] = coverage(SHAPES[k], x, y, radius, columns, lines)
     blur = blur_matrix(theta[..., 3], side)
-    return blur @ out @ np.swapaxes(blur, -1, -2)
+    return blur @ out @ blur  # it is symmetric
 
 
 def blur_matrix(sigma: np.ndarray, side: int) -> np.ndarray:
@@ -126,6 +126,7 @@ def blur_matrix(sigma: np.ndarray, side: int) -> np.ndarray:
     wide = np.arange(-6, 7, dtype=sigma.dtype)
     total = np.exp(-0.5 * (wide / sigma) ** 2).sum(-1, keepdims=True)
     kernel = np.exp(-0.5 * (distance.astype(sigma.dtype) / sigma) ** 2) / total  # [..., S]
+    kernel[kernel < 1e-6] = 0  # what would multiply to denormal numbers, which are slow
     return kernel[..., np.abs(distance[:, None] - distance)]
 
 

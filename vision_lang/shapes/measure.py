@@ -2,7 +2,7 @@
 
     python -m vision_lang.shapes.measure --out=experiments/oracle/results.json [--n=1000]
 
-On 2 CPU cores about 15 minutes. Expect: clean >= 99.9 %, noisy and blurred >= 99 % at each
+On one CPU core about 10 minutes. Expect: clean >= 99.9 %, noisy and blurred >= 99 % at each
 resolution; of every wrong kind 0; of the unrelated pictures only what chance makes right.
 """
 

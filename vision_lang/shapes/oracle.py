@@ -17,7 +17,7 @@ import numpy as np
 
 from vision_lang.errors import InputError
 from vision_lang.shapes import fit as fitting
-from vision_lang.shapes import segment
+from vision_lang.shapes import redraw, segment
 from vision_lang.shapes.draw import paint, rgb
 from vision_lang.shapes.grammar import Description, parse
 from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
@@ -106,7 +106,9 @@ def read(image: np.ndarray) -> Reading:
     if not 1 <= len(blobs) <= 3:
         return Reading((), background, 1.0, "no object" if not blobs else "more than 3 objects")
     colours = [np.bincount(label[b], (contrast[b] ** 2).sum(-1)).argmax() for b in blobs]
-    fit, drawn, bent = _fit_blobs(contrast, np.stack(blobs), segment.PALETTE[colours] - ground)
+    fit, drawn, bent = redraw.fit_blobs(
+        contrast, np.stack(blobs), segment.PALETTE[colours] - ground
+    )
     residual = contrast - drawn.sum(0)
     objects, reason = [], "a fragment of an object" if debris else None
     for k in range(len(blobs)):
@@ -121,63 +123,6 @@ def read(image: np.ndarray) -> Reading:
         float(np.abs(residual).mean()),
         reason or _unexplained(residual, drawn),
     )
-
-
-def _fit_blobs(
-    contrast: np.ndarray, blobs: np.ndarray, colour: np.ndarray
-) -> tuple[fitting.Fit, np.ndarray, np.ndarray]:
-    """Fits one object to each blob.
-
-    Args:
-      contrast: picture - background [H, W, 3].
-      blobs: masks [n, H, W].
-      colour: of the palette, that each blob tends to, - background [n, 3].
-
-    Returns:
-      The fits of the n blobs, in pixels; each drawn alone [n, H, W, 3]; how deformed each
-      blob is [n].
-    """
-    n, side = blobs.shape[:2]
-    pixels = np.arange(side) + 0.5
-    foreign = segment.grow(np.stack([np.delete(blobs, i, 0).any(axis=0) for i in range(n)]), 2)
-    weight = (~foreign | blobs).astype(np.float32)
-    # Moments of the blob give place and, for each shape, radius. The colour that the blob tends to
-    # is that of the palette: a thin blurred ring nowhere reaches its own.
-    part = np.einsum("hwc,nc->nhw", contrast, colour) / (colour**2).sum(1)[:, None, None]
-    part = np.clip(part, 0, 1) * segment.grow(blobs, 1) * weight
-    mass = part.sum((1, 2))
-    centre = np.stack([(part.sum(1) * pixels).sum(1), (part.sum(2) * pixels).sum(1)], 1)
-    centre /= mass[:, None]
-    extent = max(np.ptp(at) for b in blobs for at in np.nonzero(b)) + 1
-    window = 2 * int(np.ceil(min(extent, 0.5 * side) * 0.6)) + 8
-    patches = fitting.Patches(*fitting.cut(contrast, weight, centre, window))
-
-    hypotheses = [(k, blur) for k in range(len(fitting.SHAPES)) for blur in (0.4, 1.0)]
-    group = np.repeat(np.arange(n), len(hypotheses))
-    shape = np.tile([k for k, _ in hypotheses], n)
-    radius = np.sqrt(mass[group] / fitting.AREAS[shape])
-    blur = np.tile([b for _, b in hypotheses], n)
-    theta = np.column_stack([centre[group], radius, blur]).astype(np.float32)
-    fit = fitting.evaluate(patches.take(group), shape, theta)
-    for keep, iterations in ((3, 2), (1, 2)):
-        rows = fitting.best_of(fit, group, keep)
-        group, fit = group[rows], fit.take(rows)
-        fit = fitting.refine(patches.take(group), fit, iterations)
-    drawn = _drawn(fit, side)
-    if n > 1:  # once more, with the neighbours taken away instead of masked
-        others = drawn.sum(0) - drawn
-        inside = np.ones_like(weight)
-        patches = fitting.Patches(*fitting.cut(contrast - others, inside, fit.theta[:, :2], window))
-        fit = fitting.refine(patches, fitting.evaluate(patches, fit.shape, fit.theta), 2)
-        drawn = _drawn(fit, side)
-    return fit, drawn, fitting.deformation(patches, fit)
-
-
-def _drawn(fit: fitting.Fit, side: int) -> np.ndarray:
-    """Each fit drawn over the whole picture [n, H, W, 3], as a difference from the background."""
-    zero = np.zeros(len(fit.shape), np.float32)
-    cover = fitting.blurred(fit.shape, fit.theta, zero, zero, side)
-    return cover[..., None] * fit.colour[:, None, None]
 
 
 def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, str | None]:
