@@ -14,3 +14,27 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+import pytest  # noqa: E402 - after the environment
+
+from tests import commands  # noqa: E402
+
+
+@pytest.fixture
+def command(monkeypatch, capsys) -> commands.Command:
+    """Runs a command's `main` in this process: (main, *arguments) -> Outcome(code, out, err)."""
+    return commands.make_command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """A finished tiny run of the real command, its data in `../data`; copy it to change it."""
+    directory = tmp_path_factory.mktemp("trained")
+    process = commands.start(
+        directory, "main", commands.TINY, "--workdir=run", "--config.data.dir=data",
+        "--config.log_every=4",
+    )  # fmt: skip
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    (directory / "run.out").write_text(out)
+    return directory / "run"

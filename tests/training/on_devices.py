@@ -1,6 +1,6 @@
 """Trains the tiny diffusion task on 1, 2, ... forced host devices and prints what came out as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
 """
 
 from __future__ import annotations
@@ -162,9 +162,12 @@ def main(steps: int) -> None:
                 "losses": losses,
                 "gradient_error": {n: float(np.abs(g - grads).max()) for n, (g, _) in runs.items()},
                 "loss_error": {
-                    n: float(np.abs(np.subtract(other, losses)).max()) for n, (_, other) in runs.items()
+                    n: float(np.abs(np.subtract(other, losses)).max())
+                    for n, (_, other) in runs.items()
                 },
-                "draws": {n: describe(draws(ways[n][0])) for n in ("pmap 1", f"pmap {counts[-1]}", "jit")},
+                "draws": {
+                    n: describe(draws(ways[n][0])) for n in ("pmap 1", f"pmap {counts[-1]}", "jit")
+                },
             }
         )
     )

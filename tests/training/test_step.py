@@ -74,7 +74,9 @@ def test_training_is_what_numpy_computes(accumulate, way):
             batch["x"][3, 0] = np.nan
         assert trainer(batch) == (step == 7)
         twin(batch)
-        np.testing.assert_allclose(kernel_and_bias(trainer.state.params), twin.p, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(
+            kernel_and_bias(trainer.state.params), twin.p, rtol=2e-5, atol=2e-6
+        )
         average = kernel_and_bias(trainer.state.ema["ema"].params)
         np.testing.assert_allclose(average, twin.ema, rtol=2e-5, atol=2e-6)
         if step != 7:
@@ -83,7 +85,9 @@ def test_training_is_what_numpy_computes(accumulate, way):
     counts = sum(line.batch(s)["weight"].sum() for s in range(20) if s != 7)
     assert window["loss"][1] == counts and window["error"][1] == counts
     np.testing.assert_allclose(window["loss"][0], total, rtol=1e-5)
-    assert int(trainer.state.step) == 20 and int(trainer.state.ema["ema"].count) == twin.updates == 19
+    assert (
+        int(trainer.state.step) == 20 and int(trainer.state.ema["ema"].count) == twin.updates == 19
+    )
 
 
 def test_a_row_of_weight_0_changes_nothing():
@@ -136,7 +140,9 @@ def test_the_average_shares_no_memory_with_the_parameters():
     trainer = line.Trainer(line.Line(), line.config())
     for step in range(3):  # the state is donated each time
         average = trainer.state.ema["ema"].params
-        places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves([trainer.state.params, average])]
+        places = [
+            x.unsafe_buffer_pointer() for x in jax.tree.leaves([trainer.state.params, average])
+        ]
         assert len(set(places)) == len(places)
         old = trainer.state.params["line/kernel"]
         trainer(line.batch(step))

@@ -1,0 +1,94 @@
+"""Every config: its tiny variant trains, its values survive JSON, its examples parse."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+from tests import commands
+from tests.training.on_devices import Tokenizer
+from vision_lang.runs import config as config_lib
+from vision_lang.training import parallel, setup
+
+FILES = sorted(
+    p for p in (commands.ROOT / "configs").glob("*.py") if p.stem not in ("common", "__init__")
+)
+VARIANTS = ("", "tiny", "tiny,condition=label", "data=folder", "data=fashion_mnist,condition=label",
+            "size=sd15", "size=sd21", "data=coco_captions,size=sd15")  # fmt: skip
+COMMANDS = ("main", "generate", "evaluate")
+
+
+def batch_of(task, rows):
+    """Any numbers in the shapes that the task asks for."""
+    rng = np.random.default_rng(0)
+    make = lambda s: rng.integers(0, 2, (rows, *s.shape)).astype(s.dtype)  # noqa: E731
+    batch = {name: make(spec) for name, spec in task.batch_spec().items()}
+    return batch | {"weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
+
+
+@pytest.mark.parametrize("argument", ["tiny", "tiny,condition=label"])
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_tiny_variant_steps(path, argument):
+    config = config_lib.load(f"{path}:{argument}")
+    classes = 3 if "label" in argument else 0
+    task = setup.make_task(config, Tokenizer(), classes)
+    way = parallel.make(config.parallel, config.batch_size)
+    step, state = setup.start(config, task)
+    state, bad = way.step(step)(
+        way.place_state(state), way.place(batch_of(task, config.batch_size))
+    )
+    total, count = jax.device_get(state.window["loss"])
+    assert int(bad) == 0 and count * way.devices == config.batch_size and 0 < total / count < 100
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("argument", VARIANTS)
+def test_every_value_survives_json(path, argument):
+    config = config_lib.load(f"{path}:{argument}")
+    again = config_lib.from_json(config_lib.to_json(config))
+    assert config_lib.differences(config, again) == {}
+    assert again.is_locked and config.is_locked
+    assert config_lib.to_json(again) == config_lib.to_json(config)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+@pytest.mark.parametrize("size", ["small", "sd15", "sd21"])
+def test_every_size_builds_a_task(path, size):
+    config = config_lib.load(f"{path}:size={size}")
+    task = setup.make_task(config, Tokenizer(), 0)
+    assert task.batch_spec()["image"].shape == (32, 32, 3)
+
+
+def examples():
+    """(command, arguments) of each example in a docstring; patterns with brackets are none."""
+    modules = [f"vision_lang.{name}" for name in COMMANDS] + [f"configs.{p.stem}" for p in FILES]
+    for module in modules:
+        text = importlib.import_module(module).__doc__.replace("\\\n", " ")
+        for name, words in re.findall(r"python -m vision_lang\.(\w+) ([^\n]*)", text):
+            if "[" not in words:
+                yield name, shlex.split(re.split(r"\s{4,}[a-z]", words)[0])
+
+
+EXAMPLES = list(examples())
+
+
+def test_there_are_examples():
+    assert {name for name, _ in EXAMPLES} >= {"main", "generate"} and len(EXAMPLES) >= 6
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), EXAMPLES, ids=lambda v: v if isinstance(v, str) else None
+)
+def test_examples_in_docstrings_parse(trained, command, monkeypatch, name, words):
+    module = importlib.import_module(f"vision_lang.{name}")
+    monkeypatch.setattr(module, "_run", lambda: None)
+    monkeypatch.chdir(commands.ROOT)
+    words = [re.sub(r"=(RUN|DIR)$", f"={trained}", word) for word in words]
+    words = ["--config.seed=1" if word == "--config.field=value" else word for word in words]
+    outcome = command(module.main, *words)
+    assert outcome.code == 0, outcome

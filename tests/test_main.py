@@ -1,0 +1,295 @@
+"""The command that trains, from outside: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+
+from tests import commands
+from vision_lang import main
+from vision_lang.data.tokenizer import load as load_tokenizer
+from vision_lang.runs import folder as folder_lib
+from vision_lang.runs import manifest, writer
+from vision_lang.runs.checkpoint import restore_part
+from vision_lang.training import loop
+
+WALL_CLOCK = {"images/s", "data_wait"}
+
+
+def metrics(run):
+    """All that a run logged but what depends on the clock."""
+    records = writer.read_metrics(run / "metrics.jsonl")
+    return [{n: v for n, v in record.items() if n not in WALL_CLOCK} for record in records]
+
+
+def steps(run):
+    """The finished checkpoints."""
+    found = manifest.survey(folder_lib.open(str(run)).checkpoints)
+    return sorted(int(name) for name, problem in found.items() if not problem)
+
+
+def wait_for(condition, process, seconds=600):
+    """Polls; fails if the process ends before the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    """A copy of the finished run that may be changed, beside its data."""
+    (tmp_path / "data").symlink_to(trained.parent / "data")
+    os.chdir(tmp_path)
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.fixture(autouse=True)
+def stay_here(monkeypatch):
+    """Some tests change the directory."""
+    monkeypatch.chdir(commands.ROOT)
+
+
+# What a run leaves behind. ------------------------------------------------------------------------
+
+
+def test_a_run_writes_every_file(trained):
+    out = (trained.parent / "run.out").read_text()
+    config = json.loads((trained / "config.json").read_text())
+    assert (config["steps"], config["log_every"], config["data"]["dir"]) == (20, 4, "data")
+    (record,) = json.loads((trained / "provenance.json").read_text())["starts"]
+    assert record["step"] == 0 and "--workdir=run" in record["command"]
+    assert steps(trained) == [10, 20]
+    assert [m["step"] for m in metrics(trained)] == [4, 8, 10, 12, 16, 20]
+    evaluated = [m["step"] for m in metrics(trained) if "validation/loss" in m]
+    assert evaluated == [10, 20]
+    assert all({"loss", "learning_rate"} <= set(m) for m in metrics(trained) if m["step"] != 10)
+    results = json.loads((trained / "results.json").read_text())
+    assert {"validation/loss", "validation/loss_raw", "test/all_right", "test_unseen/n"} <= set(
+        results
+    )
+    assert {n: m for n, m in metrics(trained)[-1].items() if "/" in n} == results
+    final = json.loads((trained / "final.json").read_text())
+    assert final["step"] == 20 and {"params", "opt_state", "ema/ema"} <= set(final["digests"])
+    assert load_tokenizer(trained / "tokenizer.json").vocab_size > 2
+    assert json.loads((trained / "data.json").read_text())["splits"]["train"] == 192
+    assert (trained / "samples" / "samples-00000010.png").stat().st_size > 1_000
+    assert list(trained.glob("events.out.tfevents.*"))
+    for line in (
+        "test/all_right",
+        f"samples      {'run'}/samples",
+        "checkpoints  run",
+        "TensorBoard",
+    ):
+        assert line in out
+    assert "-m vision_lang.generate --run=run --prompt='a red circle" in out.splitlines()[-1]
+
+
+# Going on. ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, trained):
+    """The run of `trained` once more, ended by SIGTERM, then by SIGKILL right after a save."""
+    directory = tmp_path_factory.mktemp("interrupted")
+    shutil.copytree(trained.parent / "data", directory / "data")
+    run = directory / "run"
+
+    def begin(*arguments):
+        return commands.start(directory, "main", "--workdir=run", *arguments)
+
+    first = begin(commands.TINY, "--config.data.dir=data", "--config.log_every=4")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and metrics(run), first)
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate()
+    assert first.returncode == 143, err
+    assert "stopped by SIGTERM" in out and "--workdir=run" in out
+    (stopped,) = steps(run)
+
+    second = begin("--config.workers=1", "--config.save_every=3")
+    wait_for(lambda: max(steps(run)) > stopped, second)
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(second.pid, signal.SIGKILL)  # its worker
+    killed = max(steps(run))
+
+    third = begin()
+    _, err = third.communicate()
+    assert third.returncode == 0, err
+    assert "Resumed from step" in err
+    return run, stopped, killed
+
+
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(trained, interrupted):
+    run, stopped, killed = interrupted
+    assert 4 <= stopped < killed < 20
+    for name in ("final.json", "results.json", "tokenizer.json", "data.json"):
+        assert json.loads((run / name).read_text()) == json.loads((trained / name).read_text()), (
+            name
+        )
+    for picture in (trained / "samples").iterdir():
+        assert picture.read_bytes() == (run / "samples" / picture.name).read_bytes()
+
+
+def test_an_interrupted_run_logs_the_same_and_nothing_twice(trained, interrupted):
+    run, stopped, _ = interrupted
+    assert metrics(run) == metrics(trained)
+    starts = json.loads((run / "provenance.json").read_text())["starts"]
+    assert [s["step"] for s in starts[:2]] == [0, stopped] and len(starts) == 3
+    from tensorboard.backend.event_processing import event_accumulator
+
+    events = event_accumulator.EventAccumulator(str(run)).Reload()
+    for tag in ("loss", "validation/loss"):
+        logged = [(e.step, e.value) for e in events.Scalars(tag)]
+        wanted = [(m["step"], m[tag]) for m in metrics(trained) if tag in m]
+        assert [step for step, _ in logged] == [step for step, _ in wanted]
+        assert [v for _, v in logged] == pytest.approx([v for _, v in wanted], rel=1e-6)
+
+
+def test_a_finished_run_is_evaluated_again_and_stays_as_it_is(copy, command):
+    before = {
+        name: json.loads((copy / name).read_text()) for name in ("final.json", "results.json")
+    }
+    lines = (copy / "metrics.jsonl").read_text()
+    assert command(main.main, "--workdir=run").code == 0
+    after = {name: json.loads((copy / name).read_text()) for name in before}
+    assert after == before and (copy / "metrics.jsonl").read_text() == lines
+
+
+def test_fewer_steps_than_are_done_are_refused(copy, command):
+    sentence = command(main.main, "--workdir", "run", "--config.steps=15").sentence
+    assert "20 steps behind it" in sentence and "config.steps=15" in sentence
+    assert steps(copy) == [10, 20]
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """What the loop was called with; it does nothing."""
+    calls = []
+    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments) or {})
+    return calls
+
+
+def test_what_may_change_on_resume_is_taken_and_stored(copy, command, train):
+    outcome = command(main.main, f"--workdir={copy}", "--config.steps=30", "--config.keep=5")
+    assert outcome.code == 0, outcome
+    assert train[0][0].steps == 30
+    stored = json.loads((copy / "config.json").read_text())
+    assert (stored["steps"], stored["keep"]) == (30, 5)
+
+
+@pytest.mark.parametrize("config", [(), (commands.TINY, "--config.data.dir=data")])
+def test_what_may_not_change_on_resume_is_shown(copy, command, train, config):
+    before = (copy / "config.json").read_text()
+    sentence = command(
+        main.main, *config, "--workdir=run", "--config.seed=3", "--config.optimizer.b1=0.5",
+        "--config.log_every=4",
+    ).sentence  # fmt: skip
+    assert "seed: 0 -> 3" in sentence and "optimizer.b1: 0.9 -> 0.5" in sentence
+    assert "--fork" in sentence and "log_every" not in sentence
+    assert not train and (copy / "config.json").read_text() == before
+
+
+def test_a_fork_starts_anew_from_the_stored_config(trained, tmp_path, command, train):
+    new = tmp_path / "new"
+    outcome = command(main.main, f"--workdir={trained}", f"--fork={new}", "--config.seed=3")
+    assert outcome.code == 0, outcome
+    config, run, _, defaults = train[0]
+    assert (config.seed, config.log_every, defaults.seed) == (3, 4, 0)
+    assert str(run.root) == str(new) and steps(new) == [] and len(steps(trained)) == 2
+    sentence = command(main.main, f"--workdir={trained}", f"--fork={new}").sentence
+    assert "already holds a run" in sentence
+
+
+def test_a_run_that_never_began_takes_a_mended_config(tmp_path, command, train, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *_: (_ for _ in ()).throw(main.InputError("no")))
+    arguments = (commands.TINY, f"--workdir={tmp_path / 'run'}")
+    assert command(main.main, *arguments, "--config.optimizer.schedule=cosin").code == 2
+    monkeypatch.setattr(loop, "train", lambda *arguments: train.append(arguments) or {})
+    assert command(main.main, *arguments).code == 0
+    assert train[0][0].optimizer.schedule == "cosine"
+
+
+# Bad input: one sentence, exit code 2. ------------------------------------------------------------
+
+BAD = {
+    "unknown key": ((commands.TINY, "--config.optimizer.learning_rat=1"), "learning_rate"),
+    "misplaced key": ((commands.TINY, "--config.text_length=9"), "data.text_length"),
+    "wrong type": ((commands.TINY, "--config.steps=many"), "whole number"),
+    "wrong type in a tuple": (
+        (commands.TINY, "--config.sampling.interval=('a', 'b')"), "sampling.interval",
+    ),
+    "unknown argument": ((commands.TINY + ",tyni=true",), "'tiny'"),
+    "unknown size": ((commands.TINY.replace("tiny=true", "size=smal"),), "'small'"),
+    "unknown data set": ((commands.TINY + ",data=shaped",), "shapes"),
+    "unknown schedule": ((commands.TINY, "--config.diffusion.schedule=flou"), "'flow'"),
+    "unknown sampler": ((commands.TINY, "--config.sampling.sampler=dpmpp"), "'dpmpp_2m'"),
+    "refused pair": ((commands.TINY, "--config.diffusion.prediction=epsilon"), "Use prediction"),
+    "labels that are not there": (
+        (commands.TINY + ",condition=label", "--config.data.label_key=x"), "label",
+    ),
+    "no such file": ((f"--config={commands.ROOT}/configs/absent.py",), "does not exist"),
+    "unknown flag": ((commands.TINY, "--workdri=x"), "workdri"),
+    "no flag": ((commands.TINY, "steps=3"), "begins with --"),
+    "nothing": ((), "--config=configs/diffusion.py"),
+    "no such run": (("--workdir=absent",), "does not exist"),
+    "no run": (("--workdir=.",), "not a run folder"),
+    "keep_best without direction": ((commands.TINY, "--config.keep_best=loss"), "metric:min"),
+    "a batch that cannot be split": ((commands.TINY, "--config.accumulate=3"), "multiple of 3"),
+    "an accelerator": ((commands.TINY, "--config.require_accelerator"), "only the CPU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(trained, tmp_path, monkeypatch, command, case):
+    arguments, part = BAD[case]
+    monkeypatch.chdir(tmp_path)
+    if arguments and arguments[0].startswith("--config"):
+        arguments += (f"--config.data.dir={trained.parent / 'data'}",)
+    sentence = command(main.main, *arguments).sentence
+    assert part in sentence and len(sentence.strip().splitlines()) == 1
+
+
+def test_bad_input_reaches_the_shell(tmp_path):
+    process = commands.start(tmp_path, "main", commands.TINY, "--config.stps=1")
+    out, err = process.communicate()
+    assert process.returncode == 2 and out == ""
+    assert err == "error: --config.stps: the config has no such field. Did you mean 'steps'?\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lines", [None, [{"file_name": "absent.png", "text": "nothing"}]])
+def test_a_folder_without_its_pictures(tmp_path, command, monkeypatch, lines):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for line in lines or ():
+        (tmp_path / "pictures" / "metadata.jsonl").write_text(json.dumps(line) + "\n")
+    sentence = command(
+        main.main, commands.TINY + ",data=folder", "--config.data.path=pictures"
+    ).sentence
+    assert ("absent.png" if lines else "pictures") in sentence
+
+
+def test_a_full_disk_at_a_save_keeps_what_was_saved(copy, command):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        sentence = command(
+            main.main, "--workdir=run", "--config.steps=23", "--config.save_every=1"
+        ).sentence
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (
+        "Step 21 could not be saved" in sentence and "last good checkpoint is step 20" in sentence
+    )
+    assert steps(copy) == [10, 20]
+    assert restore_part(copy / "checkpoints", ["params"])[0] == 20
