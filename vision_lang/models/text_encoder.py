@@ -1,7 +1,9 @@
 """CLIP's text tower (Radford et al. 2021): a causal pre-norm transformer.
 
 Shapes: B batch, L text length, D width, V vocabulary. The names of the sub-modules follow
-transformers' `CLIPTextModel`: `encoder.layers.3.self_attn.q_proj` is `layers_3/self_attn/q_proj`.
+transformers' `CLIPTextModel` without its groups `text_model`, `embeddings`, `encoder` and `mlp`:
+`encoder.layers.3.self_attn.q_proj` is `layers_3/self_attn/q_proj`, `encoder.layers.3.mlp.fc1` is
+`layers_3/fc1`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Shapes: B batch, H W height and width, C channels, N = H*W tokens, L text length, D context width,
 E width of the time embedding. Images are NHWC. The names of the sub-modules follow diffusers:
 `down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_q` is
-`down_blocks_0/attentions_1/transformer_blocks_0/attn2/to_q`.
+`down_blocks_0/attentions_1/transformer_blocks_0/attn2/to_q`, and what holds a single layer there
+is joined with it: `ff.net.0.proj` is `ff_net_0_proj`, `downsamplers.0.conv` `downsamplers_0_conv`.
 """
 
 from __future__ import annotations
