@@ -47,25 +47,25 @@ def assert_equal(a, b, keys):
 
 
 def test_a_picture_depends_on_its_prompt_number_and_seed_alone(draw, trained):
-    many = draw(f"--prompt={CIRCLE}", f"--prompt={SQUARE}", "--num=5", "--steps=2")  # two batches
-    few = draw(f"--prompt={SQUARE}", f"--prompt={CIRCLE}", "--num=2", "--steps=2")
+    many = draw(f"--prompt={CIRCLE}", f"--prompt={SQUARE}", "--num=5")  # two batches
+    few = draw(f"--prompt={SQUARE}", f"--prompt={CIRCLE}", "--num=2")
     assert set(many) == {(p, k) for p in (CIRCLE, SQUARE) for k in range(5)}
     assert set(few) == {(p, k) for p in (CIRCLE, SQUARE) for k in range(2)}
     assert_equal(many, few, few)
     different = {pixels.tobytes() for pixels, _ in many.values()}
     assert len(different) == 10  # a number is a picture of its own, a prompt too
-    other = draw(f"--prompt={SQUARE}", "--num=1", "--steps=2", "--seed=1")
+    other = draw(f"--prompt={SQUARE}", "--num=1", "--seed=1")
     assert not np.array_equal(other[SQUARE, 0][0], few[SQUARE, 0][0])
     pixels, facts = other[SQUARE, 0]
     assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
     assert (facts["prompt"], facts["seed"], facts["number"]) == (SQUARE, "1", "0")
     assert facts["run"] == str(trained) and "@20 (ema)" in facts["weights"]
     sampling = json.loads(facts["sampling"])
-    assert (sampling["steps"], sampling["sampler"], sampling["guidance"]) == (2, "dpmpp_2m", 3.0)
+    assert (sampling["steps"], sampling["sampler"], sampling["guidance"]) == (3, "dpmpp_2m", 3.0)
 
 
 def test_weights_steps_and_guidance_are_taken(draw, trained):
-    arguments = (f"--prompt={CIRCLE}", "--num=1", "--steps=2")
+    arguments = (f"--prompt={CIRCLE}", "--num=1")
     ema = draw(*arguments)[CIRCLE, 0][0]
     raw, facts = draw(*arguments, "--weights=raw")[CIRCLE, 0]
     assert "@20 (raw)" in facts["weights"] and not np.array_equal(raw, ema)
@@ -82,7 +82,9 @@ def test_pictures_agree_across_device_batches(trained):
     conditions = (tokens, mask, np.full(3, -1, np.int32), np.array([0, 0, 1]))
     found = []
     for size in (8, 3):
-        draw = drawing.drawer(loaded.task, parallel.make("pmap"), Sampling(steps=2), 0, size)
+        draw = drawing.drawer(
+            loaded.task, parallel.make("pmap"), Sampling(**loaded.config.sampling), 0, size
+        )
         found.append(np.concatenate(list(draw(loaded.variables, *conditions))).astype(int))
     assert np.abs(found[0] - found[1]).max() <= 2
 
@@ -93,7 +95,7 @@ def test_pictures_agree_across_device_batches(trained):
         ((), "--prompt"),
         (("--label=0",), "draws from text"),
         (("--prompt=" + "very " * 60 + "red",), "40"),
-        (("--prompt=a", "--sampler=dpm"), "'dpmpp_2m'"),
+        (("--prompt=a", "--sampler=dpmpp2m"), "'dpmpp_2m'"),
         (("--prompt=a", "--num=0"), "num"),
         (("--prompt=a", "--steps=many"), "whole number"),
         (("--prompt=a", "--weights=best"), "weights"),

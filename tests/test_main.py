@@ -175,7 +175,7 @@ def test_fewer_steps_than_are_done_are_refused(copy, command):
 def train(monkeypatch):
     """What the loop was called with; it does nothing."""
     calls = []
-    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments) or {})
+    monkeypatch.setattr(loop, "train", lambda *arguments: calls.append(arguments) or {})  # type: ignore[func-returns-value]
     return calls
 
 
@@ -228,7 +228,7 @@ BAD = {
     "wrong type in a tuple": (
         (commands.TINY, "--config.sampling.interval=('a', 'b')"), "sampling.interval",
     ),
-    "unknown argument": ((commands.TINY + ",tyni=true",), "'tiny'"),
+    "unknown argument": ((commands.TINY + ",tinny=true",), "'tiny'"),
     "unknown size": ((commands.TINY.replace("tiny=true", "size=smal"),), "'small'"),
     "unknown data set": ((commands.TINY + ",data=shaped",), "shapes"),
     "unknown schedule": ((commands.TINY, "--config.diffusion.schedule=flou"), "'flow'"),
