@@ -54,7 +54,7 @@ def clean_flags() -> Iterator[None]:
     """Flags that are defined and logging that is set inside are gone afterwards."""
     app.define_help_flags()
     before, parsed = set(flags.FLAGS), flags.FLAGS.is_parsed()
-    root = absl.logging.logging.root
+    root = absl.logging.logging.root  # type: ignore[attr-defined]
     handlers, level = list(root.handlers), absl.logging.get_verbosity()
     try:
         yield

@@ -68,7 +68,7 @@ def examples():
     """(command, arguments) of each example in a docstring; patterns with brackets are none."""
     modules = [f"vision_lang.{name}" for name in COMMANDS] + [f"configs.{p.stem}" for p in FILES]
     for module in modules:
-        text = importlib.import_module(module).__doc__.replace("\\\n", " ")
+        text = importlib.import_module(module).__doc__.replace("\\\n", " ")  # type: ignore[union-attr]
         for name, words in re.findall(r"python -m vision_lang\.(\w+) ([^\n]*)", text):
             if "[" not in words:
                 yield name, shlex.split(re.split(r"\s{4,}[a-z]", words)[0])

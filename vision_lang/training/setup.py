@@ -97,7 +97,7 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
 
 def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     """Returns a task's step, not compiled yet, and the state before the first step."""
-    # Hundreds of random arrays, drawn once: optimising that program takes far longer than running it.
+    # Hundreds of random arrays, drawn once: to optimise that program costs more than to run it.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(task.init, compiler_options=quick)
     variables = init(random_keys.make(config.seed, "init"))
