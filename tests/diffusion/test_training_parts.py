@@ -55,6 +55,10 @@ def test_weights_are_the_published_ones():
     np.testing.assert_allclose(weight("min_snr", epsilon), clipped / snr, rtol=1e-5)
     np.testing.assert_allclose(weight("min_snr", v), clipped / (snr + 1), rtol=1e-5)
     np.testing.assert_allclose(weight("min_snr", make_prediction("x")), clipped, rtol=1e-5)
+    plain = weight("snr_plus_one", v, gamma=np.inf)
+    np.testing.assert_allclose(plain, 1.0, rtol=1e-5)
+    limited = weight("snr_plus_one", make_prediction("x"), gamma=4.0)
+    np.testing.assert_allclose(limited, np.minimum(snr + 1, 4.0), rtol=1e-5)
     sigmoid = 1 / (1 + np.exp(np.asarray(lam) - 2.0))
     np.testing.assert_allclose(weight("sigmoid", epsilon, bias=2.0), sigmoid, rtol=1e-5)
     sigma = 1 / np.sqrt(snr)  # at alpha = 1
@@ -63,7 +67,7 @@ def test_weights_are_the_published_ones():
     np.testing.assert_allclose(weight("edm", edm), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["min_snr", "sigmoid", "edm"])
+@pytest.mark.parametrize("name", ["min_snr", "snr_plus_one", "sigmoid", "edm"])
 @pytest.mark.parametrize("schedule_name", ["scaled_linear", "flow", "edm"])
 def test_a_weighting_is_one_loss_for_every_prediction(schedule_name, name):
     schedule = make_schedule(schedule_name)

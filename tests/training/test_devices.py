@@ -27,10 +27,7 @@ def on_devices(count: int, steps: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-pytestmark = pytest.mark.slow  # minutes: compilation for several devices
-
-
-@pytest.fixture(scope="module", params=[4, 8])
+@pytest.fixture(scope="module", params=[4, pytest.param(8, marks=pytest.mark.slow)])
 def report(request):
     return on_devices(request.param, 30 if request.param == 4 else 100)
 

@@ -202,6 +202,35 @@ def test_packing_and_back():
         assert back[name].shape == value.shape
 
 
+def test_muon_takes_the_orthogonal_part_of_each_matrix():
+    """With its singular values between 0.6 and 1.3 times 0.2 sqrt(longer side)."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (6, 4), "b": (3, 2, 2, 5), "c": (4, 6), "d": (12, 5)}
+    gradients = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
+    groups = ConfigDict(
+        {"g": {"pattern": ".*", "rule": "muon", "weight_decay": 0.5, "learning_rate_scale": 2.0}}
+    )
+    config = ConfigDict(
+        {"learning_rate": 0.1, "schedule": "constant", "warmup": 0, "clip_norm": 0.0}
+        | {"momentum": 0.9, "groups": groups}
+    )
+    packing = optimizer.Packing(gradients, groups)
+    transform = optimizer.make(config, 10, packing)
+    ones = packing.pack(jax.tree.map(np.ones_like, gradients))
+    # warmup=0 still warms up for one step, whose rate is 0
+    _, state = transform.update(packing.pack(gradients), transform.init(ones), ones)
+    updates, _ = transform.update(packing.pack(gradients), state, ones)
+    for name, update in packing.unpack(updates).items():
+        matrix = gradients[name].reshape(-1, shapes[name][-1]).astype(np.float64)
+        direction = -(np.asarray(update) / 0.2 + 0.5).reshape(matrix.shape)
+        u, _, v = np.linalg.svd(matrix, full_matrices=False)
+        inside = u.T @ direction @ v.T / (0.2 * math.sqrt(max(matrix.shape)))
+        np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-3)
+        assert np.diag(inside).min() > 0.6 and np.diag(inside).max() < 1.3
+    with pytest.raises(InputError, match="muon is for matrices"):
+        optimizer.make(config, 10, optimizer.Packing({"v": jax.numpy.ones(3)}, groups))
+
+
 def test_learning_rates():
     fields = dict(learning_rate=0.2, warmup=10)
     cosine = optimizer.learning_rate(ConfigDict(fields | {"schedule": "cosine"}), 110)

@@ -8,15 +8,16 @@ taken on the network's own output o, with the weight
 for every prediction type: the same weighting is the same loss, whatever the network predicts. Only
 "uniform" is defined on the output itself (w = 1), as in the papers of each prediction type.
 
-| name    | W(lambda)                                                  | source                    |
-|---------|------------------------------------------------------------|---------------------------|
-| uniform | 1 / (d x0 / d o)^2, that is w = 1                          | Ho et al. 2020, eq. 14    |
-| min_snr | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,    | Hang et al. 2023, sec 3.4 |
-|         | min(SNR, gamma) / (SNR + 1) for v                          |                           |
-| sigmoid | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for | Kingma & Gao 2023         |
-|         | epsilon, at the times drawn (their integral over lambda    |                           |
-|         | differs by the density of lambda under the time sampling)  |                           |
-| edm     | SNR + 1 / sd^2, (sigma^2 + sd^2) / (sigma sd)^2 if alpha=1 | Karras et al. 2022, tab 1 |
+| name         | W(lambda)                                                  | source               |
+|--------------|------------------------------------------------------------|----------------------|
+| uniform      | 1 / (d x0 / d o)^2, that is w = 1                          | Ho 2020, eq. 14      |
+| min_snr      | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,    | Hang 2023, sec. 3.4  |
+|              | min(SNR, gamma) / (SNR + 1) for v                          |                      |
+| snr_plus_one | min(SNR + 1, gamma); w = 1 for v where gamma is infinite   | Salimans & Ho 2022   |
+| sigmoid      | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for | Kingma & Gao 2023    |
+|              | epsilon, at the times drawn (their integral over lambda    |                      |
+|              | differs by the density of lambda under the time sampling)  |                      |
+| edm          | SNR + 1 / sd^2, (sigma^2 + sd^2) / (sigma sd)^2 if alpha=1 | Karras 2022, table 1 |
 
 lambda is clipped to [-20, 20] first, so every weight is finite also where alpha or sigma is 0.
 """
@@ -61,6 +62,11 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     return _of_x0_error(lambda lam: jnp.minimum(jnp.exp(lam), gamma))
 
 
+def snr_plus_one(gamma: float = 5.0) -> Weighting:
+    """min(SNR + 1, gamma) on the squared error of x0: Salimans & Ho 2022, limited as min_snr is."""
+    return _of_x0_error(lambda lam: jnp.minimum(jnp.exp(lam) + 1.0, gamma))
+
+
 def sigmoid(bias: float = 2.0) -> Weighting:
     """sigmoid(bias - lambda) on the squared error of epsilon, Kingma & Gao 2023."""
     return _of_x0_error(lambda lam: jnp.exp(lam) * jax.nn.sigmoid(bias - lam))
@@ -74,6 +80,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "uniform": uniform,
     "min_snr": min_snr,
+    "snr_plus_one": snr_plus_one,
     "sigmoid": sigmoid,
     "edm": edm,
 }

@@ -1,4 +1,4 @@
-"""CLIP's text tower (Radford et al. 2021): a causal pre-norm transformer.
+"""CLIP's text tower (Radford et al. 2021): a pre-norm transformer, causal where it is CLIP's.
 
 Shapes: B batch, L text length, D width, V vocabulary. The names of the sub-modules follow
 transformers' `CLIPTextModel` without its groups `text_model`, `embeddings`, `encoder` and `mlp`:
@@ -30,7 +30,12 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": lambda x: jax.nn.gelu(x, approx
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Sizes of a text encoder; `embedding_std`: deviation of both embedding tables at init."""
+    """Sizes of a text encoder.
+
+    Attributes:
+      embedding_std: deviation of both embedding tables at init.
+      causal: a token sees itself and what stands before it, as in CLIP; otherwise all of the text.
+    """
 
     width: int
     layers: int
@@ -39,13 +44,15 @@ class TextSpec:
     mlp_ratio: int = 4
     dropout: float = 0.0
     embedding_std: float = 0.02
+    causal: bool = True
 
 
 TEXT_ENCODERS = {
-    "tiny": TextSpec(width=16, layers=1, heads=2, embedding_std=0.5),
-    # Trained from nothing on short captions: at 0.02 the tables are far smaller than what the
-    # first layer norm expects, and the words stay indistinct for the first thousands of steps.
-    "small": TextSpec(width=64, layers=4, heads=4, embedding_std=0.5),
+    # Trained from nothing on short captions. With tables of deviation 0.02, far smaller than what
+    # the first layer norm expects, words stay indistinct for thousands of steps. And not causal,
+    # so that a noun knows from what follows where it belongs, three layers learn faster than four.
+    "tiny": TextSpec(width=16, layers=1, heads=2, embedding_std=0.5, causal=False),
+    "small": TextSpec(width=64, layers=3, heads=4, embedding_std=0.5, causal=False),
     "clip_l14": TextSpec(width=768, layers=12, heads=12),
     "openclip_h14": TextSpec(width=1024, layers=23, heads=16, activation="gelu"),
 }
@@ -72,7 +79,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array | None, keys: jax.Array | None) -> jax.Array:
         spec = self.spec
         h = layer_norm(1e-5, "layer_norm1")(x).astype(self.dtype)
-        h = SelfAttention(spec.heads, self.dtype, name="self_attn")(h, mask, causal=True)
+        h = SelfAttention(spec.heads, self.dtype, name="self_attn")(h, mask, causal=spec.causal)
         x = x + Dropout(spec.dropout, name="drop1")(h, keys)
         h = layer_norm(1e-5, "layer_norm2")(x).astype(self.dtype)
         h = nn.Dense(spec.width * spec.mlp_ratio, dtype=self.dtype, name="fc1")(h)
@@ -107,8 +114,8 @@ class TextEncoder(nn.Module):
         """Returns the last hidden state [B, L, D] after the final norm, and the intermediates
         `hidden_0` (embeddings) ... `hidden_N` (before the final norm), each [B, L, D].
 
-        The attention is causal, so that padding behind a text never reaches its tokens; `mask`
-        only keeps the padding itself from attending padding.
+        With causal attention padding behind a text never reaches its tokens, and `mask` only keeps
+        padding from attending padding; otherwise `mask` is all that keeps it out.
         """
         spec, length = self.spec, tokens.shape[1]
         if length > self.max_length:

@@ -103,8 +103,8 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     variables = init(random_keys.make(config.seed, "init"))
     first = state.create(variables, tuple(config.optimizer.frozen), tuple(config.ema.keys()))
     first = first.replace(params=_initialised(first.params, config.init))
-    optimiser = optimizer.make(config.optimizer, config.steps)
     packing = optimizer.Packing(first.params, config.optimizer.groups)
+    optimiser = optimizer.make(config.optimizer, config.steps, packing)
     step = Step(
         task=task,
         optimizer=optimiser,
