@@ -78,7 +78,7 @@ def test_weights_steps_and_guidance_are_taken(draw, trained):
 
 def test_pictures_agree_across_device_batches(trained):
     loaded = setup.load(str(trained))
-    tokens, mask = loaded.tokenizer.encode_batch([CIRCLE, SQUARE, CIRCLE], 40)
+    tokens, mask = loaded.tokenizer.encode_batch([CIRCLE, SQUARE, CIRCLE], 32)
     conditions = (tokens, mask, np.full(3, -1, np.int32), np.array([0, 0, 1]))
     found = []
     for size in (8, 3):
@@ -94,7 +94,7 @@ def test_pictures_agree_across_device_batches(trained):
     [
         ((), "--prompt"),
         (("--label=0",), "draws from text"),
-        (("--prompt=" + "very " * 60 + "red",), "40"),
+        (("--prompt=" + "very " * 60 + "red",), "32"),
         (("--prompt=a", "--sampler=dpmpp2m"), "'dpmpp_2m'"),
         (("--prompt=a", "--num=0"), "num"),
         (("--prompt=a", "--steps=many"), "whole number"),

@@ -14,6 +14,7 @@ from tests.models.parameters import agree, count, random_parameters, shapes
 from vision_lang.models.unet import UNETS, UNet, UNetSpec
 
 SPEC = UNetSpec((8, 16), depth=(1, 1), heads=(1, 2), layers=1, groups=4)
+ONE_LEVEL = UNetSpec((8,), depth=(1,), heads=(2,), layers=1, groups=4)
 BATCH, SIZE, CHANNELS, LENGTH, CONTEXT, CLASSES = 3, (5, 6), 3, 8, 12, 4
 NETWORK = UNet(SPEC, CHANNELS, CLASSES)
 RNG = np.random.default_rng(2)
@@ -38,9 +39,12 @@ INPUTS = inputs()
 PARAMS = random_parameters(NETWORK, **INPUTS)
 
 
+QUICK = {"xla_backend_optimization_level": 0}  # to compile these programs costs more than to run
+
+
 @functools.cache
 def compiled(network):
-    return jax.jit(network.apply)
+    return jax.jit(network.apply, compiler_options=QUICK)
 
 
 def predict(network=NETWORK, params=PARAMS, **changed):
@@ -93,14 +97,16 @@ def test_remat_changes_neither_values_nor_gradients():
     keys = jax.random.split(jax.random.key(0), BATCH)
     weights = normal(BATCH, *SIZE, CHANNELS)
 
+    spec = dataclasses.replace(ONE_LEVEL, dropout=0.3)
+    params = random_parameters(UNet(spec, CHANNELS), **INPUTS)
+
     def value_and_gradient(remat):
-        spec = dataclasses.replace(SPEC, dropout=0.3)
-        network = UNet(spec, CHANNELS, CLASSES, remat=remat)
+        network = UNet(spec, CHANNELS, remat=remat)
 
         def loss(params):
             return (network.apply({"params": params}, **INPUTS, keys=keys)[0] * weights).sum()
 
-        return jax.jit(jax.value_and_grad(loss))(PARAMS)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     agree(value_and_gradient(True), value_and_gradient(False), 1e-6)
 
@@ -114,7 +120,8 @@ def test_bfloat16_is_close_to_float32():
 
 
 def test_training_starts_from_zero_only_if_asked():
-    variables = jax.jit(NETWORK.init)(jax.random.key(0), **INPUTS)
+    init = lambda net: jax.jit(net.init, compiler_options=QUICK)(jax.random.key(0), **INPUTS)  # noqa: E731
+    variables = init(NETWORK)
     output, blocks = predict(params=variables["params"])
     np.testing.assert_array_equal(output, np.zeros_like(output))
     assert np.abs(blocks["up_1"]).max() > 0.01
@@ -122,8 +129,8 @@ def test_training_starts_from_zero_only_if_asked():
         outer, inner = block.split("/")
         kernel = variables["params"]["down_blocks_0"][outer][inner]["kernel"]
         np.testing.assert_array_equal(kernel, np.zeros_like(kernel))
-    plain = UNet(dataclasses.replace(SPEC, zero_init=False), CHANNELS, CLASSES)
-    variables = jax.jit(plain.init)(jax.random.key(0), **INPUTS)
+    plain = UNet(dataclasses.replace(ONE_LEVEL, zero_init=False), CHANNELS)
+    variables = init(plain)
     assert np.abs(predict(plain, variables["params"])[0]).std() > 0.01
 
 

@@ -243,7 +243,8 @@ def test_pictures_with_captions_are_never_mirrored_unless_the_config_says_so():
 
 
 def test_the_loss_of_x_prediction_by_hand():
-    echo = Echo(make(diffusion__schedule="flow", diffusion__prediction="x"))
+    weights = {"diffusion__weighting": "uniform"}
+    echo = Echo(make(diffusion__schedule="flow", diffusion__prediction="x", **weights))
     rows = batch() | {"index": np.array([0, 5, 6, 41], np.int32)}
     losses, new, metrics = echo.task.loss(
         echo.variables, rows, keys(), across=parallel.ONE_DEVICE, train=False
