@@ -27,7 +27,10 @@ def on_devices(count: int, steps: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="module", params=[4, pytest.param(8, marks=pytest.mark.slow)])
+pytestmark = pytest.mark.slow  # to compile for several devices takes more than a minute
+
+
+@pytest.fixture(scope="module", params=[4, 8])
 def report(request):
     return on_devices(request.param, 30 if request.param == 4 else 100)
 
