@@ -73,10 +73,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 1_600
+    config.steps = 1_500
     config.batch_size = 32
-    config.eval_every = 800
-    config.save_every = 800
+    config.eval_every = 750
+    config.save_every = 750
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
@@ -93,8 +93,8 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion = config.diffusion = ConfigDict()
     diffusion.schedule = "flow"  # a row of diffusion.schedules.SCHEDULES
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
-    diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
-    diffusion.snr_gamma = 4.0  # weighting=min_snr and snr_plus_one alone: the largest weight
+    diffusion.weighting = "flow"  # a row of diffusion.weighting.WEIGHTINGS
+    diffusion.largest_weight = 40.0  # weighting=flow, min_snr and snr_plus_one alone
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
     diffusion.time_mean = 0.8  # logit_normal and log_normal alone
@@ -112,7 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.eta = 0.0  # noise of sampler=ddim
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.learning_rate = 2e-3
+    optimizer.learning_rate = 3e-3
     optimizer.schedule = "cosine"  # "cosine" | "constant", after the warm-up
     optimizer.warmup = 100
     optimizer.clip_norm = 1.0  # 0: none

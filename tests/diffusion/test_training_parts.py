@@ -59,6 +59,10 @@ def test_weights_are_the_published_ones():
     np.testing.assert_allclose(plain, 1.0, rtol=1e-5)
     limited = weight("snr_plus_one", make_prediction("x"), gamma=4.0)
     np.testing.assert_allclose(limited, np.minimum(snr + 1, 4.0), rtol=1e-5)
+    np.testing.assert_allclose(weight("flow", make_prediction("flow")), 1.0, rtol=1e-5)
+    t = 1 / (1 + np.sqrt(snr))  # of alpha = 1 - t, sigma = t
+    limited = weight("flow", make_prediction("x"), gamma=9.0)
+    np.testing.assert_allclose(limited, np.minimum(t**-2, 9.0), rtol=1e-5)
     sigmoid = 1 / (1 + np.exp(np.asarray(lam) - 2.0))
     np.testing.assert_allclose(weight("sigmoid", epsilon, bias=2.0), sigmoid, rtol=1e-5)
     sigma = 1 / np.sqrt(snr)  # at alpha = 1
@@ -67,7 +71,7 @@ def test_weights_are_the_published_ones():
     np.testing.assert_allclose(weight("edm", edm), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["min_snr", "snr_plus_one", "sigmoid", "edm"])
+@pytest.mark.parametrize("name", ["min_snr", "snr_plus_one", "flow", "sigmoid", "edm"])
 @pytest.mark.parametrize("schedule_name", ["scaled_linear", "flow", "edm"])
 def test_a_weighting_is_one_loss_for_every_prediction(schedule_name, name):
     schedule = make_schedule(schedule_name)

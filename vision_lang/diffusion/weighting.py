@@ -14,6 +14,8 @@ for every prediction type: the same weighting is the same loss, whatever the net
 | min_snr      | min(SNR, gamma): w = min(SNR, gamma) / SNR for epsilon,    | Hang 2023, sec. 3.4  |
 |              | min(SNR, gamma) / (SNR + 1) for v                          |                      |
 | snr_plus_one | min(SNR + 1, gamma); w = 1 for v where gamma is infinite   | Salimans & Ho 2022   |
+| flow         | min((1 + sqrt(SNR))^2, gamma): w = 1 for flow where gamma  | Li & He 2025         |
+|              | is infinite, 1 / t^2 where alpha = 1 - t, sigma = t        |                      |
 | sigmoid      | SNR sigmoid(bias - lambda): w = sigmoid(bias - lambda) for | Kingma & Gao 2023    |
 |              | epsilon, at the times drawn (their integral over lambda    |                      |
 |              | differs by the density of lambda under the time sampling)  |                      |
@@ -67,6 +69,11 @@ def snr_plus_one(gamma: float = 5.0) -> Weighting:
     return _of_x0_error(lambda lam: jnp.minimum(jnp.exp(lam) + 1.0, gamma))
 
 
+def flow(gamma: float = jnp.inf) -> Weighting:
+    """The squared error of the velocity eps - x0, limited; with x prediction: Li & He 2025, JiT."""
+    return _of_x0_error(lambda lam: jnp.minimum((1.0 + jnp.exp(0.5 * lam)) ** 2, gamma))
+
+
 def sigmoid(bias: float = 2.0) -> Weighting:
     """sigmoid(bias - lambda) on the squared error of epsilon, Kingma & Gao 2023."""
     return _of_x0_error(lambda lam: jnp.exp(lam) * jax.nn.sigmoid(bias - lam))
@@ -81,6 +88,7 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
     "uniform": uniform,
     "min_snr": min_snr,
     "snr_plus_one": snr_plus_one,
+    "flow": flow,
     "sigmoid": sigmoid,
     "edm": edm,
 }

@@ -255,8 +255,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
     normal = {"mean": diffusion.time_mean, "std": diffusion.time_std}
     time_arguments = {"logit_normal": normal, "log_normal": normal}
     weight_arguments = {
-        "min_snr": {"gamma": diffusion.snr_gamma},
-        "snr_plus_one": {"gamma": diffusion.snr_gamma},
+        **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},
     }
     dtype = choose(DTYPES, model.dtype, "dtype")
