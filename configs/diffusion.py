@@ -93,18 +93,18 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion = config.diffusion = ConfigDict()
     diffusion.schedule = "flow"  # a row of diffusion.schedules.SCHEDULES
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
-    diffusion.weighting = "flow"  # a row of diffusion.weighting.WEIGHTINGS
-    diffusion.largest_weight = 40.0  # weighting=flow, min_snr and snr_plus_one alone
+    diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
+    diffusion.largest_weight = 6.0  # weighting=flow, min_snr and snr_plus_one alone
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
-    diffusion.time_mean = 0.8  # logit_normal and log_normal alone
+    diffusion.time_mean = 1.3  # logit_normal and log_normal alone
     diffusion.time_std = 1.2
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "dpmpp_2m"  # a row of diffusion.samplers.SAMPLERS
     sampling.steps = 20
     sampling.guidance = 3.0  # 1 = the conditional model
-    sampling.interval = (0.0, 1.0)  # the t between which guidance acts
+    sampling.interval = (0.3, 1.0)  # the t between which guidance acts
     sampling.rescale = 0.0  # of the guided image to the conditional one's contrast
     sampling.spacing = "uniform"  # a row of diffusion.spacing.SPACINGS
     sampling.shift = 1.0  # > 1: more steps at high noise

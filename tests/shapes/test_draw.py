@@ -143,17 +143,17 @@ def test_coverage_agrees_with_counting_subpixels(shape):
 
 
 def test_pixels_of_a_small_red_square_on_white():
-    # Radius 0.12 x 32 = 3.84 px, half side 0.82 x 3.84 = 3.1488 px, centre (16.5, 10):
-    # columns 13.3512 to 19.6488, rows 6.8512 to 13.1488.
+    # Radius 0.125 x 32 = 4 px, half side 0.82 x 4 = 3.28 px, centre (16.5, 10):
+    # columns 13.22 to 19.78, rows 6.72 to 13.28.
     image = draw(Scene((Object("square", "red", "small", 16.5 / 32, 10 / 32),), "white"), 32)
     assert image.dtype == np.uint8 and image.shape == (32, 32, 3)
     white, red = np.array([245, 245, 245]), np.array([215, 25, 45])
     assert (image[0, 0] == white).all()
     assert (image[7:13, 14:19] == red).all()
-    # Column 13 is covered by 0.6488, row 6 by 0.1488, their corner by the product 0.09654.
-    assert image[10, 13].tolist() == [226, 102, 115]  # 245 - 0.6488 x (30, 220, 200)
-    assert image[6, 16].tolist() == [241, 212, 215]  # 245 - 0.1488 x (30, 220, 200)
-    assert image[6, 13].tolist() == [242, 224, 226]  # 245 - 0.09654 x (30, 220, 200)
+    # Column 13 is covered by 0.78, row 6 by 0.28, their corner by the product 0.2184.
+    assert image[10, 13].tolist() == [222, 73, 89]  # 245 - 0.78 x (30, 220, 200)
+    assert image[6, 16].tolist() == [237, 183, 189]  # 245 - 0.28 x (30, 220, 200)
+    assert image[6, 13].tolist() == [238, 197, 201]  # 245 - 0.2184 x (30, 220, 200)
     others = image.copy()
     others[6:14, 13:20] = white
     assert (others == white).all()
@@ -180,8 +180,8 @@ def test_backgrounds_are_what_they_are_called():
 
 
 def test_directions_and_sizes():
-    left = Object("circle", "red", "small", 0.25, 0.5)  # columns 8.3 to 23.7 of 64
-    top = Object("circle", "blue", "large", 0.75, 0.25)  # columns 36.5 to 59.5
+    left = Object("circle", "red", "small", 0.25, 0.5)  # columns 8 to 24 of 64
+    top = Object("circle", "blue", "large", 0.75, 0.25)  # columns 36 to 60
     image = draw(Scene((left, top), "black"), 64).astype(int)
     red, blue = image[..., 0] > 150, image[..., 2] > 150
     rows, columns = np.nonzero(red)
@@ -190,7 +190,7 @@ def test_directions_and_sizes():
     assert abs(columns.mean() + 0.5 - 48) < 0.2 and abs(rows.mean() + 0.5 - 16) < 0.2
     # Areas: what the blue channel (18 to 225) and the red one (18 to 215) gained, in pixels.
     areas = ((image[:, 32:, 2] - 18) / 207).sum(), ((image[:, :32, 0] - 18) / 197).sum()
-    np.testing.assert_allclose(areas, [np.pi * 11.52**2, np.pi * 7.68**2], rtol=0.01)
+    np.testing.assert_allclose(areas, [np.pi * 12**2, np.pi * 8**2], rtol=0.01)
 
 
 def test_resolutions_show_one_scene():

@@ -233,7 +233,7 @@ def test_refuses_what_is_no_picture(bad):
 
 def _seen(*objects: tuple[str, str, float, float]) -> Reading:
     return Reading(
-        tuple(ReadObject(s, c, "small", x, y, 0.12) for s, c, x, y in objects), "white", 0.0
+        tuple(ReadObject(s, c, "small", x, y, 0.125) for s, c, x, y in objects), "white", 0.0
     )
 
 
@@ -256,18 +256,18 @@ def test_objects_are_matched_in_the_way_that_makes_most_right():
 
 def test_positions_and_radii_are_continuous():
     for index in range(60):
-        scene = splits.sample(3, "train", index)
+        scene = splits.sample(3, "train", index, grid=None)
         reading = read(draw(scene, 32))
         assert len(reading.objects) == len(scene.objects)
         for o in scene.objects:
             (seen,) = [r for r in reading.objects if (r.colour, r.shape) == o.kind]
             np.testing.assert_allclose([seen.x, seen.y], [o.x, o.y], atol=0.02 / 32)
-            np.testing.assert_allclose(seen.radius, {"small": 0.12, "large": 0.18}[o.size], 0.01)
+            np.testing.assert_allclose(seen.radius, {"small": 0.125, "large": 0.1875}[o.size], 0.01)
 
 
 def test_a_mirrored_picture_reads_mirrored():
     for index in range(30):
-        image = draw(splits.sample(4, "train", index), 32)
+        image = draw(splits.sample(4, "train", index, grid=None), 32)
         ones = sorted(read(image).objects, key=lambda o: (o.colour, o.shape))
         others = sorted(read(image[:, ::-1]).objects, key=lambda o: (o.colour, o.shape))
         for one, other in zip(ones, others, strict=True):

@@ -55,7 +55,8 @@ def test_a_scene_depends_on_its_three_numbers_alone(scenes):
     )
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert fresh.stdout.strip() == repr(scenes["test"][7])
-    assert len({repr(s) for row in scenes.values() for s in row}) == 6600
+    many = [s for row in scenes.values() for s in row if len(s.objects) > 1]
+    assert len({repr(s) for s in many}) > 0.99 * len(many) == 0.99 * 4400
     assert splits.sample(1, "test", 7) != splits.sample(0, "test", 7)
     with pytest.raises(InputError, match="Did you mean 'train'"):
         splits.sample(0, "trian", 0)
@@ -72,6 +73,8 @@ def test_scenes_are_as_stated(scenes):
             for a, b in itertools.combinations(scene.objects, 2):
                 dx, dy = abs(a.x - b.x), abs(a.y - b.y)
                 assert max(dx, dy) >= 0.2 - 1e-6 and abs(dx - dy) >= 0.04 - 1e-6
+            for o in scene.objects:
+                assert o.x * 8 % 1 == 0 and o.y * 8 % 1 == 0
     train = scenes["train"]
     objects = [o for s in train for o in s.objects]
     assert len({o.shape for o in objects}) == 6 and len({o.colour for o in objects}) == 8
@@ -89,9 +92,11 @@ def test_scenes_are_as_stated(scenes):
         assert abs(stands.count(name) / len(stands) - 0.25) < 0.05
 
 
-def test_objects_are_whole_and_apart(scenes):
+@pytest.mark.parametrize("grid", [8, None])
+def test_objects_are_whole_and_apart(grid):
     """By pixels, at 64 px: no object touches the rim, and 2 px lie between any two (1 of 32)."""
-    for scene in scenes["train"][2:300:3]:
+    for index in range(2, 300, 3):
+        scene = splits.sample(0, "train", index, grid)
         masks = []
         for o in scene.objects:
             alone = draw_float(Scene((o,), "black"), 64)

@@ -36,9 +36,9 @@ SEED = 7  # not the data set's
 
 
 def _scene(rng: np.random.Generator, least: int = 1) -> Scene:
-    """A scene of the data set's distribution with at least `least` objects."""
+    """A scene of the data set's distribution with at least `least` objects, anywhere."""
     while True:
-        scene = splits.sample(SEED, "train", int(rng.integers(2**31)))
+        scene = splits.sample(SEED, "train", int(rng.integers(2**31)), grid=None)
         if len(scene.objects) >= least:
             return scene
 

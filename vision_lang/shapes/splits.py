@@ -6,7 +6,8 @@ stand to each other, without sizes, positions and background.
     that the caption states). Three objects: the key is the three kinds alone, whatever relation a
     caption picks, which is stricter. A stable hash of the key gives 80 % of the keys to train and
     10 % each to validation and test, so no test scene of two or more objects has the meaning of a
-    train scene. Single objects are too few to be split: all kinds occur in all three.
+    train scene. Single objects are too few to be split: all kinds occur in all three, and of the
+    8,400 different pictures of them most of those in test occur in train as well.
   * test_unseen: HELD_OUT, 6 of the 48 kinds (12.5 %; each shape once, six of the eight colours),
     never occur in the other splits, and neither do "pairs of pairs": 5 % of the pairs of the other
     42 kinds, chosen by hash, never stand together in a scene of two or three. Every test_unseen
@@ -28,6 +29,7 @@ from vision_lang.shapes.scene import (
     DOMINANCE,
     DRAWN_MARGIN,
     GAP,
+    GRID,
     REACH,
     RELATIONS,
     RIM,
@@ -107,14 +109,17 @@ def generator(seed: int, split: str, index: int, stream: int) -> np.random.Gener
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def sample(seed: int, split: str, index: int) -> Scene:
-    """Scene number `index` of a split: 1, 2 and 3 objects in turn, a function of the arguments."""
+def sample(seed: int, split: str, index: int, grid: int | None = GRID) -> Scene:
+    """Scene number `index` of a split: 1, 2 and 3 objects in turn, a function of the arguments.
+
+    Centres are multiples of 1 / grid, or anywhere if it is None.
+    """
     rng = generator(seed, split, index, 0)
     count = index % 3 + 1
     kinds, stands = _draw_kinds(rng, split, count, held=(index // 3) % 2 == 0)
     names = tuple(SIZES)
     sizes = [names[i] for i in rng.integers(len(names), size=count)]
-    centres = _place(rng, kinds, sizes, stands)
+    centres = _place(rng, kinds, sizes, stands, grid)
     background = tuple(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
     objects = tuple(
         Object(shape, colour, size, float(x), float(y))
@@ -141,7 +146,11 @@ def _draw_kinds(
 
 
 def _place(
-    rng: np.random.Generator, kinds: tuple[Kind, ...], sizes: list[str], stands: str
+    rng: np.random.Generator,
+    kinds: tuple[Kind, ...],
+    sizes: list[str],
+    stands: str,
+    grid: int | None,
 ) -> np.ndarray:
     """Centres [n, 2] of objects that neither overlap nor leave the picture.
 
@@ -149,9 +158,14 @@ def _place(
     uniform over all admissible ones.
     """
     reach = np.array([REACH[s] * SIZES[z] for (_, s), z in zip(kinds, sizes, strict=True)])
-    low, width = RIM + reach[:, None], 1 - 2 * (RIM + reach[:, None])
+    low = RIM + reach[:, None]
+    first = np.ceil(low * (grid or 1))  # of the multiples inside; the last is its mirror image
     for _ in range(1000):
-        centres = low + width * rng.random((256, len(kinds), 2))
+        u = rng.random((256, len(kinds), 2))
+        if grid is None:
+            centres = low + (1 - 2 * low) * u
+        else:
+            centres = (first + np.floor((grid - 2 * first + 1) * u)) / grid
         good = np.ones(len(centres), bool)
         for i, j in itertools.combinations(range(len(kinds)), 2):
             d = centres[:, i] - centres[:, j]
