@@ -27,7 +27,7 @@ COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are close
 SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
 BLUR_TOLERANCE = 1.25  # standard deviation of an edge, px
 DEFORMATION = 0.1  # of the radius; a square is a circle with 0.14
-SMALLEST_BLOB = 0.01  # part of the picture; the smallest object covers 0.037
+SMALLEST_BLOB = 0.01  # part of the picture; a small triangle covers 0.030
 DEBRIS = 0.0025  # what is larger but no object is a fragment: 3 px of 1024, as noise never makes
 MEAN_RESIDUAL = 0.06  # noise of sigma 0.05 leaves 0.04
 # The residual averaged over LOCAL_SIDE x LOCAL_SIDE may always be the first of LOCAL_RESIDUAL

@@ -39,8 +39,8 @@ REACH = {
 }  # fmt: skip
 GAP = 0.04  # between the reaches of two objects: 1.3 px of 32
 RIM = 0.02  # between a reach and the picture's edge
-# Centres are multiples of 1 / GRID, five places along each axis: a network learns to draw far sooner
-# what it always meets in the same phase of the pixels. The oracle knows nothing of it.
+# Centres are multiples of 1 / GRID, five places along each axis: what a network always meets in the
+# same phase of the pixels it learns to draw far sooner. The oracle knows nothing of it.
 GRID = 8
 
 DRAWN_MARGIN = 0.2  # every pair of centres differs by this much along its dominant axis
