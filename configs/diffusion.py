@@ -94,10 +94,11 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.schedule = "flow"  # a row of diffusion.schedules.SCHEDULES
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
     diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
-    diffusion.largest_weight = 6.0  # weighting=flow, min_snr and snr_plus_one alone
+    diffusion.largest_weight = 4.0  # weighting=flow, min_snr and snr_plus_one alone
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
-    diffusion.time_mean = 1.3  # logit_normal and log_normal alone
+    diffusion.time_mean = 2.0  # logit_normal and log_normal alone: at the start of the training
+    diffusion.time_mean_end = 0.0  # logit_normal alone: at its end
     diffusion.time_std = 1.2
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
@@ -112,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.eta = 0.0  # noise of sampler=ddim
 
     optimizer = config.optimizer = ConfigDict()
-    optimizer.learning_rate = 3e-3
+    optimizer.learning_rate = 2.5e-3
     optimizer.schedule = "cosine"  # "cosine" | "constant", after the warm-up
     optimizer.warmup = 100
     optimizer.clip_norm = 1.0  # 0: none

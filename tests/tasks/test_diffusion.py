@@ -52,6 +52,7 @@ def batch(length=LENGTH):
         "label": np.array([0, 1, 2, -1], np.int32),
         "weight": np.ones(ROWS, np.float32),
         "index": np.arange(ROWS, dtype=np.int32),
+        "progress": np.full(ROWS, 0.5, np.float32),
     }
 
 

@@ -17,7 +17,7 @@ ROWS, WIDTH = 8, 3
 
 @dataclass(frozen=True, eq=False)
 class Line:
-    """0.5 (w x + b + noise - y)^2, the noise being each example's own."""
+    """0.5 (w x + b + progress + noise - y)^2, the noise being each example's own."""
 
     def batch_spec(self):
         shapes = {"x": (WIDTH,), "y": (), "weight": (), "index": ()}
@@ -36,6 +36,7 @@ class Line:
         noise = jax.vmap(jax.random.normal)(random_keys.named(keys, "noise"))
         # Not a matrix product: rounding then does not depend on the number of rows.
         error = (batch["x"] * line["kernel"]).sum(1) + line["bias"] + noise - batch["y"]
+        error += batch["progress"]
         weight = batch["weight"]
         return 0.5 * error**2, {}, {"error": ((error * weight).sum(), weight.sum())}
 

@@ -100,6 +100,7 @@ class Probe:
     def init(self, key):
         params = {name: {"kernel": jnp.ones(3)} for name in ("unet", "text_encoder")}
         spec = {name: jnp.zeros((ROWS, *s.shape), s.dtype) for name, s in self.batch_spec().items()}
+        spec["progress"] = jnp.zeros(ROWS)
         keys = jax.random.split(key, ROWS)
         _, seen = self.seen({"params": params}, spec, keys)
         return {"params": params, "seen": jax.tree.map(jnp.zeros_like, seen)}

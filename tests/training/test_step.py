@@ -34,6 +34,7 @@ class Twin:
     def gradient(self, batch):
         x = np.concatenate([batch["x"], np.ones((line.ROWS, 1))], axis=1)
         error = x @ self.p + line.noise(self.c.seed, self.step) - batch["y"]
+        error += self.step / self.c.steps
         share = batch["weight"] / batch["weight"].sum()
         self.loss = (share * 0.5 * error**2).sum()
         return (share * error) @ x

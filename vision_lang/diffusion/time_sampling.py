@@ -1,8 +1,9 @@
 """Which t a training example gets: functions of its own key, so that 1 and 8 devices agree.
 
-Every function is (schedule, keys [B], index [B], batch_size) -> t [B] in [t_min, t_max]. `index` is
-the example's position in the global batch and `batch_size` the global size: only stratified
-sampling uses them. Keys come from fold_in(seed, purpose, step, example).
+Every function is (schedule, keys [B], index [B], batch_size, progress [] or [B]) -> t [B] in [t_min,
+t_max]. `index` is the example's position in the global batch and `batch_size` the global size: only
+stratified sampling uses them. `progress` is the share of the training that is done, from 0 to 1:
+only logit_normal uses it. Keys come from fold_in(seed, purpose, step, example).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vision_lang.diffusion.schedules import Schedule
 from vision_lang.errors import choose
 
 Array = Any
-TimeSampling = Callable[[Schedule, Array, Array, int], Array]
+TimeSampling = Callable[[Schedule, Array, Array, int, Array | float], Array]
 
 
 def _uniform(keys: Array) -> jax.Array:
@@ -35,7 +36,7 @@ def _stretch(schedule: Schedule, u: Array) -> jax.Array:
 def uniform() -> TimeSampling:
     """t uniform in [t_min, t_max]."""
 
-    def draw(schedule, keys, index, batch_size):
+    def draw(schedule, keys, index, batch_size, progress=0.0):
         return _stretch(schedule, _uniform(keys))
 
     return draw
@@ -48,21 +49,23 @@ def stratified() -> TimeSampling:
     et al. 2021, appendix I.1, with one offset per example in place of a shared one).
     """
 
-    def draw(schedule, keys, index, batch_size):
+    def draw(schedule, keys, index, batch_size, progress=0.0):
         u = (jnp.asarray(index) + _uniform(keys)) / batch_size
         return _stretch(schedule, jnp.clip(u, 0.0, 1.0))
 
     return draw
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampling:
+def logit_normal(mean: float = 0.0, std: float = 1.0, end: float | None = None) -> TimeSampling:
     """t = sigmoid(mean + std n), n normal (Esser et al. 2024, eq. 19), clipped to [t_min, t_max].
 
-    A positive mean looks at high noise more often.
+    A positive mean looks at high noise more often. `end`: the mean moves there in a straight line
+    while the training goes on (None: it stays).
     """
+    slope = 0.0 if end is None else end - mean
 
-    def draw(schedule, keys, index, batch_size):
-        t = jax.nn.sigmoid(mean + std * _normal(keys))
+    def draw(schedule, keys, index, batch_size, progress=0.0):
+        t = jax.nn.sigmoid(mean + slope * progress + std * _normal(keys))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw
@@ -71,7 +74,7 @@ def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampling:
 def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampling:
     """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t."""
 
-    def draw(schedule, keys, index, batch_size):
+    def draw(schedule, keys, index, batch_size, progress=0.0):
         t = schedule.t(-2.0 * (mean + std * _normal(keys)))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 

@@ -125,7 +125,11 @@ class Diffusion:
         condition, dropout = self.condition_of(batch), None
         if train:
             t = self.times(
-                self.schedule, random_keys.named(keys, "times"), batch["index"], self.batch_size
+                self.schedule,
+                random_keys.named(keys, "times"),
+                batch["index"],
+                self.batch_size,
+                batch["progress"],
             )
             drop_keys = random_keys.named(keys, "caption drop")
             dropped = jax.vmap(lambda k: jax.random.bernoulli(k, self.caption_drop))(drop_keys)
@@ -253,7 +257,10 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
     normal = {"mean": diffusion.time_mean, "std": diffusion.time_std}
-    time_arguments = {"logit_normal": normal, "log_normal": normal}
+    time_arguments = {
+        "logit_normal": normal | {"end": diffusion.time_mean_end},
+        "log_normal": normal,
+    }
     weight_arguments = {
         **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},

@@ -112,6 +112,7 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
         learning_rate=optimizer.learning_rate(config.optimizer, config.steps),
         ema_decays={name: spec.decay for name, spec in config.ema.items()},
         seed=config.seed,
+        steps=config.steps,
         accumulate=config.accumulate,
     )
     first = first.replace(

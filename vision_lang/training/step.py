@@ -30,6 +30,7 @@ class Step:
       learning_rate: step -> number, for the log.
       ema_decays: name -> decay of each average.
       seed: of everything random.
+      steps: of the whole training. Batches get `progress` [B], the share of it that is done.
       accumulate: micro-batches that a batch is computed in.
     """
 
@@ -39,6 +40,7 @@ class Step:
     learning_rate: optax.Schedule
     ema_decays: dict[str, float]
     seed: int
+    steps: int
     accumulate: int = 1
 
     def __call__(
@@ -51,6 +53,8 @@ class Step:
         """
         key = random_keys.make(self.seed, "train", state.step)
         keys = random_keys.per_example(key, batch["index"])
+        progress = state.step.astype(jnp.float32) / self.steps
+        batch = batch | {"progress": jnp.broadcast_to(progress, batch["weight"].shape)}
         grads, mutable, metrics = self._gradients(state, batch, keys, across)
 
         updates, opt_state = self.optimizer.update(
