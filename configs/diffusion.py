@@ -11,8 +11,8 @@ Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.da
 The recipe falls short of its target, 95 % of one- and two-object prompts right after ten minutes on
 two CPU cores; README.md says how far. What was tried, and the validation error of x0 in the four
 quarters of t, from little to much noise, after 19,200 images. W is the weight of x0's error (<=: at
-most); all but the first three with Muon. In the first two blocks objects lay anywhere, with radii of
-3.8 and 5.8 px:
+most); all but the first three with Muon. In the first two blocks objects lay anywhere, with radii
+of 3.8 and 5.8 px:
 
     prediction  widths    depth  patch  batch  time mean  W             error                s/image
     x (Adam)    32,64,96  0,1,1  2      16     1.2        1             .029 .026 .041 .122   .016

@@ -1,7 +1,7 @@
 """Which t a training example gets: functions of its own key, so that 1 and 8 devices agree.
 
-Every function is (schedule, keys [B], index [B], batch_size, progress [] or [B]) -> t [B] in [t_min,
-t_max]. `index` is the example's position in the global batch and `batch_size` the global size: only
+Every function is (schedule, keys [B], index [B], batch_size, progress [] or [B]) -> t [B] in
+[t_min, t_max]. `index` is the example's position in the global batch and `batch_size` the global size: only
 stratified sampling uses them. `progress` is the share of the training that is done, from 0 to 1:
 only logit_normal uses it. Keys come from fold_in(seed, purpose, step, example).
 """
