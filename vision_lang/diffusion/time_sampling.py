@@ -1,7 +1,6 @@
 """Which t a training example gets: functions of its own key, so that 1 and 8 devices agree.
 
-Every function is (schedule, keys [B], index [B], batch_size, progress [] or [B]) -> t [B] in
-[t_min, t_max]. `index` is the example's position in the global batch and `batch_size` the global size: only
+`index` is the example's position in the global batch and `batch_size` the global size: only
 stratified sampling uses them. `progress` is the share of the training that is done, from 0 to 1:
 only logit_normal uses it. Keys come from fold_in(seed, purpose, step, example).
 """
@@ -9,7 +8,7 @@ only logit_normal uses it. Keys come from fold_in(seed, purpose, step, example).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,19 @@ from vision_lang.diffusion.schedules import Schedule
 from vision_lang.errors import choose
 
 Array = Any
-TimeSampling = Callable[[Schedule, Array, Array, int, Array | float], Array]
+
+
+class TimeSampling(Protocol):
+    """keys [B], index [B], progress [] or [B] -> t [B] in [t_min, t_max]; see above."""
+
+    def __call__(
+        self,
+        schedule: Schedule,
+        keys: Array,
+        index: Array,
+        batch_size: int,
+        progress: Array | float = 0.0,
+    ) -> Array: ...
 
 
 def _uniform(keys: Array) -> jax.Array:
