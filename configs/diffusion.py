@@ -39,8 +39,12 @@ of 3.8 and 5.8 px:
   * What is learned at much noise, where most of the error cannot be avoided, drowns what is learned
     at little noise, and the reverse: trained on t in 0.15 .. 0.6 without text, a network draws as
     well after 9,600 images as one trained on everything after 74,000; with W = min(1 / t^2, 40) it
-    draws well after 57,600 (error .004 .005 .015 .101) and has not begun to read. Hence times that
-    look at much noise first, where the text counts, and at the drawing later.
+    draws well after 57,600 (error .004 .005 .015 .101) and has not begun to read.
+  * Text is learned where it decides something, at t from 0.5 to 0.9: with less noise the picture
+    shows what it holds, with more the layout, which no text decides, is nearly all of the error.
+    After 48,000 images, prompts with the right colours and shapes: mean 1.3, deviation 1.2, W <= 6:
+    13 and 2 %; mean from 2 to 0, W <= 4: 20 and 3 %; mean from 1.4 to -0.3, deviation 1, W <= 2: 62
+    and 8 %, the default.
   * The grid was the largest step: without it, objects are blobs after 74,000 images.
   * Patches of 2 or 1 pixels draw better from the same images, and no better in the same time.
     Twice the width, two virtual devices, larger learning rates: no gain in the same time.
@@ -105,12 +109,12 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.schedule = "flow"  # a row of diffusion.schedules.SCHEDULES
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
     diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
-    diffusion.largest_weight = 4.0  # weighting=flow, min_snr and snr_plus_one alone
+    diffusion.largest_weight = 2.0  # weighting=flow, min_snr and snr_plus_one alone
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
-    diffusion.time_mean = 2.0  # logit_normal and log_normal alone: at the start of the training
-    diffusion.time_mean_end = 0.0  # logit_normal alone: at its end
-    diffusion.time_std = 1.2
+    diffusion.time_mean = 1.4  # logit_normal and log_normal alone: at the start of the training
+    diffusion.time_mean_end = -0.3  # logit_normal alone: at its end
+    diffusion.time_std = 1.0
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "dpmpp_2m"  # a row of diffusion.samplers.SAMPLERS
