@@ -159,12 +159,12 @@ def _place(
     """
     reach = np.array([REACH[s] * SIZES[z] for (_, s), z in zip(kinds, sizes, strict=True)])
     low = RIM + reach[:, None]
-    first = np.ceil(low * (grid or 1))  # of the multiples inside; the last is its mirror image
     for _ in range(1000):
         u = rng.random((256, len(kinds), 2))
         if grid is None:
             centres = low + (1 - 2 * low) * u
         else:
+            first = np.ceil(low * grid)  # of the multiples inside; the last is its mirror image
             centres = (first + np.floor((grid - 2 * first + 1) * u)) / grid
         good = np.ones(len(centres), bool)
         for i, j in itertools.combinations(range(len(kinds)), 2):
