@@ -74,11 +74,11 @@ SIZES = {
 PROMPTS = (
     "two objects: a red circle above a blue square",
     "one large green cross on a white background",
-    "a pair of shapes: a small yellow ring left of a large purple diamond",
+    "a pair of shapes: a small yellow ring left of a large purple bar",
     "there are two objects, a cyan triangle to the right of an orange square on a black background",
     "one small pink circle",
     "three objects: a red square left of a blue triangle, and a yellow circle",
-    "two shapes: a green diamond below a pink ring on a brown background",
+    "two shapes: a green cross below a pink ring on a brown background",
     "a single orange triangle on a grey backdrop",
 )
 
@@ -114,6 +114,7 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
     diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
     diffusion.largest_weight = 2.0  # weighting=flow, min_snr and snr_plus_one alone
+    diffusion.gradient_weight = 6.0  # of the error's spatial gradient; 0: the plain squared error
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
     diffusion.time_mean = 1.4  # logit_normal and log_normal alone

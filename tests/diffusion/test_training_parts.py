@@ -75,6 +75,27 @@ def test_weights_are_the_published_ones():
     np.testing.assert_allclose(weight("edm", edm), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 0), (3, 5), (32, 32), (0, 16)])
+def test_a_wave_counts_by_its_frequency(rows, columns):
+    """On 64 x 64 pixels; a border has no neighbour beyond it, which is 1 of 64 differences."""
+    y, x = np.mgrid[:64, :64] / 64
+    wave = np.cos(2 * np.pi * (rows * y + columns * x) + 0.3)[None, :, :, None]
+    plain = float(weighting.squared_error(wave)[0])
+    np.testing.assert_allclose(plain, np.mean(wave**2), rtol=1e-5)
+    whole = float(weighting.squared_error(wave, gradient=2.0)[0])
+    factor = 1 + 2.0 * sum(4 * np.sin(np.pi * f / 64) ** 2 for f in (rows, columns))
+    np.testing.assert_allclose(whole / plain, factor, rtol=0.02)
+
+
+def test_the_best_prediction_is_the_mean_whatever_a_gradient_counts():
+    rng = np.random.default_rng(0)
+    pictures = rng.normal(size=(5, 8, 8, 3)).astype(np.float32)
+    for gradient in (0.0, 6.0):
+        loss = lambda guess: weighting.squared_error(guess - pictures, gradient).mean()  # noqa: E731, B023
+        slope = jax.grad(loss)(jnp.asarray(pictures.mean(0)))
+        np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["min_snr", "snr_plus_one", "flow", "sigmoid", "edm"])
 @pytest.mark.parametrize("schedule_name", ["scaled_linear", "flow", "edm"])
 def test_a_weighting_is_one_loss_for_every_prediction(schedule_name, name):

@@ -21,8 +21,9 @@ PAINT = {
 }  # fmt: skip
 
 # Without anti-aliasing, as a human paints pixels.
-BOX_6 = ["######"] * 6
-BOX_9 = ["#########"] * 9
+BOX_8 = ["########"] * 8
+BOX_12 = ["############"] * 12
+BAR_10 = ["##########"] * 4
 DISC_8 = """
     ..####..
     .######.
@@ -59,30 +60,21 @@ WEDGE = """
     .###########.
     .###########.
 """.split()
-RHOMBUS = """
-    ....#....
-    ...###...
-    ..#####..
-    .#######.
-    #########
-    .#######.
-    ..#####..
-    ...###...
-    ....#....
-""".split()
-PLUS = """
-    ....####....
-    ....####....
-    ....####....
-    ....####....
-    ############
-    ############
-    ############
-    ############
-    ....####....
-    ....####....
-    ....####....
-    ....####....
+SALTIRE = """
+    ..##......##..
+    .####....####.
+    ######..######
+    ##############
+    .############.
+    ..##########..
+    ...########...
+    ...########...
+    ..##########..
+    .############.
+    ##############
+    ######..######
+    .####....####.
+    ..##......##..
 """.split()
 HOOP = """
     ....####....
@@ -112,13 +104,13 @@ def paint(ground: str, *things: tuple[str, list[str], int, int], side: int = 32)
 
 
 HAND_PAINTED = [
-    ("W", "r", BOX_6, "white", "red", "square", "small"),
-    ("K", "b", BOX_9, "black", "blue", "square", "large"),
+    ("W", "r", BOX_8, "white", "red", "square", "small"),
+    ("K", "b", BOX_12, "black", "blue", "square", "large"),
     ("E", "y", DISC_8, "grey", "yellow", "circle", "small"),
     ("N", "c", DISC_12, "brown", "cyan", "circle", "large"),
     ("W", "g", WEDGE, "white", "green", "triangle", "large"),
-    ("K", "p", RHOMBUS, "black", "purple", "diamond", "small"),
-    ("E", "o", PLUS, "grey", "orange", "cross", "large"),
+    ("K", "p", BAR_10, "black", "purple", "bar", "small"),
+    ("E", "o", SALTIRE, "grey", "orange", "cross", "large"),
     ("N", "k", HOOP, "brown", "pink", "ring", "large"),
 ]
 
@@ -134,14 +126,14 @@ def test_reads_hand_painted_objects(g, c, rows, ground, colour, shape, size):
         assert abs(seen.y * 32 - (14 + len(rows) / 2)) < 0.3
 
 
-SCENE = paint("W", ("r", DISC_8, 3, 4), ("b", BOX_9, 19, 6), ("g", PLUS, 6, 18))
+SCENE = paint("W", ("r", DISC_8, 3, 4), ("b", BOX_12, 19, 4), ("g", SALTIRE, 3, 17))
 
 
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
         ("three objects: a red circle left of a blue square, and a green cross", []),
-        ("a small crimson disc above a large emerald plus, and a big azure box", []),
+        ("a small crimson disc above a large emerald saltire, and a big azure box", []),
         ("a blue square right of a red circle, and a green cross on a white backdrop", []),
         ("a green cross left of a blue square, and a red circle", []),  # both left and below
         ("a green cross below a blue square, and a red circle", []),
@@ -178,34 +170,34 @@ UNREADABLE = {
     "nothing": paint("W"),
     "half a circle": paint("K", ("y", _cut(DISC_12, 6), 8, 8)),
     "three quarters of a circle": paint("K", ("y", _cut(DISC_12, 9), 8, 8)),
-    "three quarters of a cross": paint("W", ("b", PLUS[:9], 8, 8)),
+    "three quarters of a cross": paint("W", ("b", SALTIRE[:10], 8, 8)),
     "half a ring": paint("W", ("p", HOOP[:6], 8, 8)),
     "a rectangle": paint("W", ("r", ["########"] * 5, 8, 8)),
-    "a bar": paint("W", ("r", ["####################"] * 3, 5, 8)),
-    "two that touch": paint("W", ("r", BOX_6, 6, 8), ("r", BOX_6, 12, 8)),
-    "two of two colours that touch": paint("K", ("r", BOX_9, 6, 8), ("c", BOX_9, 15, 8)),
-    "an object with a fragment beside it": paint("E", ("r", BOX_9, 6, 8), ("b", ["####"], 22, 20)),
-    "a square with a bite": paint("W", ("r", BOX_9, 6, 8), ("W", ["###"] * 3, 12, 14)),
-    "a square with a spot": paint("W", ("r", BOX_9, 6, 8), ("c", ["##"] * 2, 9, 11)),
-    "a huge square": paint("W", ("r", ["#" * 15] * 15, 8, 8)),
+    "a line": paint("W", ("r", ["####################"] * 3, 5, 8)),
+    "two that touch": paint("W", ("r", BOX_8, 6, 8), ("r", BOX_8, 14, 8)),
+    "two of two colours that touch": paint("K", ("r", BOX_12, 6, 8), ("c", BOX_12, 18, 8)),
+    "an object with a fragment beside it": paint("E", ("r", BOX_12, 6, 8), ("b", ["####"], 22, 20)),
+    "a square with a bite": paint("W", ("r", BOX_12, 6, 8), ("W", ["####"] * 4, 14, 16)),
+    "a square with a spot": paint("W", ("r", BOX_12, 6, 8), ("c", ["##"] * 2, 9, 11)),
+    "a huge square": paint("W", ("r", ["#" * 16] * 16, 8, 8)),
     "a tiny square": paint("W", ("r", ["####"] * 4, 8, 8)),
     "one cut by the edge": paint("W", ("r", [row[3:] for row in DISC_12], 0, 8)),
-    "a white square on black": paint("K", ("W", BOX_9, 8, 8)),
+    "a white square on black": paint("K", ("W", BOX_12, 8, 8)),
     "a brown circle on white": paint("W", ("N", DISC_12, 8, 8)),
-    "a red ground": paint("r", ("b", BOX_9, 8, 8)),
+    "a red ground": paint("r", ("b", BOX_12, 8, 8)),
     "one too faint to be cut out": np.where(
         paint("N", ("r", DISC_12, 18, 18)) == PAINT["r"],
         np.array([150, 50, 45], np.uint8),
-        paint("N", ("c", BOX_6, 4, 4)),
+        paint("N", ("c", BOX_8, 4, 4)),
     ).astype(np.uint8),
     "one too blurred": np.rint(
         gaussian_blur(paint("K", ("y", DISC_12, 8, 8)).astype(float), 2.0)
     ).astype(np.uint8),
     "four objects": paint(
-        "W", ("r", BOX_6, 3, 3), ("b", BOX_6, 20, 3), ("g", BOX_6, 3, 20), ("y", BOX_6, 20, 20)
+        "W", ("r", BOX_8, 3, 3), ("b", BOX_8, 20, 3), ("g", BOX_8, 3, 20), ("y", BOX_8, 20, 20)
     ),
     "two grounds": np.concatenate(
-        [paint("W", ("r", BOX_9, 4, 8))[:, :18], paint("E")[:, 18:]], axis=1
+        [paint("W", ("r", BOX_12, 4, 8))[:, :18], paint("E")[:, 18:]], axis=1
     ),
 }
 
@@ -290,10 +282,10 @@ def test_render_error():
     np.testing.assert_allclose(
         render_error(paler, read(paler)), np.abs(paler - clean).mean(), rtol=0.05
     )
-    # What was not read is not redrawn: 81 red pixels of 1024 are missing.
+    # What was not read is not redrawn: 144 white pixels of 1024 are missing.
     image = UNREADABLE["a white square on black"]
     missing = Reading((), "black", 1.0, "no object")
     np.testing.assert_allclose(
-        render_error(image, missing), 81 * (245 - 18) / 255 / 1024, rtol=1e-5
+        render_error(image, missing), 144 * (245 - 18) / 255 / 1024, rtol=1e-5
     )
     assert render_error(image, Reading((), None, 1.0, "no background")) == 1.0

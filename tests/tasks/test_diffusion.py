@@ -244,7 +244,7 @@ def test_pictures_with_captions_are_never_mirrored_unless_the_config_says_so():
 
 
 def test_the_loss_of_x_prediction_by_hand():
-    weights = {"diffusion__weighting": "uniform"}
+    weights = {"diffusion__weighting": "uniform", "diffusion__gradient_weight": 3.0}
     echo = Echo(make(diffusion__schedule="flow", diffusion__prediction="x", **weights))
     rows = batch() | {"index": np.array([0, 5, 6, 41], np.int32)}
     losses, new, metrics = echo.task.loss(
@@ -257,7 +257,10 @@ def test_the_loss_of_x_prediction_by_hand():
     eps = np.asarray(draw(random_keys.named(keys(), "noise")))
     x0 = rows["image"].astype(np.float64) / 127.5 - 1.0
     x_t = (1 - t) * x0 + t * eps
-    wanted = ((0.25 * x_t + 0.125 - x0) ** 2).mean(axis=(1, 2, 3))
+    error = 0.25 * x_t + 0.125 - x0
+    wanted = (error**2).mean(axis=(1, 2, 3))
+    for step in (error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]):
+        wanted += 3.0 * (step**2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     assert new == {}
     sums = np.zeros((4, 2))

@@ -21,7 +21,6 @@ from vision_lang.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
     GAP,
-    REACH,
     RIM,
     SHAPES,
     SIZES,
@@ -45,14 +44,14 @@ def _scene(rng: np.random.Generator, least: int = 1) -> Scene:
 
 def _allowed(scene: Scene) -> bool:
     """Whether the objects lie inside the picture and apart from each other."""
-    reach = [REACH[o.shape] * o.radius for o in scene.objects]
     inside = all(
         RIM + r <= c <= 1 - RIM - r
-        for o, r in zip(scene.objects, reach, strict=True) for c in (o.x, o.y)
+        for o in scene.objects for c, r in zip((o.x, o.y), o.reach, strict=True)
     )  # fmt: skip
     return inside and all(
-        np.hypot(a.x - b.x, a.y - b.y) >= r + s + GAP
-        for (a, r), (b, s) in itertools.combinations(zip(scene.objects, reach, strict=True), 2)
+        abs(a.x - b.x) >= a.reach[0] + b.reach[0] + GAP
+        or abs(a.y - b.y) >= a.reach[1] + b.reach[1] + GAP
+        for a, b in itertools.combinations(scene.objects, 2)
     )
 
 

@@ -22,9 +22,9 @@ SHAPE_WORDS = {
     "circle": ("circle", "disc"),
     "square": ("square", "box"),
     "triangle": ("triangle", "wedge"),
-    "diamond": ("diamond", "rhombus"),
-    "cross": ("cross", "plus"),
+    "cross": ("cross", "saltire"),
     "ring": ("ring", "hoop"),
+    "bar": ("bar", "plank"),
 }
 COLOUR_WORDS = {
     "red": ("red", "crimson"),

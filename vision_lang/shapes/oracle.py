@@ -139,7 +139,10 @@ def _name(fit: fitting.Fit, ground: np.ndarray, side: int) -> tuple[ReadObject, 
         problem = "an object of an unknown colour"
     elif ratios[size] > SIZE_TOLERANCE:
         problem = "an object of an unknown size"
-    elif not all(REACH[shape] * radius - 0.03 < c < 1.03 - REACH[shape] * radius for c in (x, y)):
+    elif not all(
+        reach * radius - 0.03 < c < 1.03 - reach * radius
+        for c, reach in zip((x, y), REACH[shape], strict=True)
+    ):
         problem = "an object that is cut by the edge"
     colour = list(COLOURS)[int(distance.argmin())]
     return ReadObject(shape, colour, size, x, y, radius), problem

@@ -50,9 +50,9 @@ HELD_OUT: tuple[Kind, ...] = (
     ("purple", "circle"),
     ("cyan", "square"),
     ("green", "triangle"),
-    ("pink", "diamond"),
     ("yellow", "cross"),
     ("orange", "ring"),
+    ("pink", "bar"),
 )
 KINDS: tuple[Kind, ...] = tuple(itertools.product(COLOURS, SHAPES))
 SEEN: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind not in HELD_OUT)
@@ -157,8 +157,9 @@ def _place(
     Draws many candidates at once and takes the first one that fits, so that placements are
     uniform over all admissible ones.
     """
-    reach = np.array([REACH[s] * SIZES[z] for (_, s), z in zip(kinds, sizes, strict=True)])
-    low = RIM + reach[:, None]
+    radius = np.array([SIZES[size] for size in sizes])
+    reach = np.array([REACH[shape] for _, shape in kinds]) * radius[:, None]  # [n, 2]
+    low = RIM + reach
     for _ in range(1000):
         u = rng.random((256, len(kinds), 2))
         if grid is None:
@@ -169,7 +170,7 @@ def _place(
         good = np.ones(len(centres), bool)
         for i, j in itertools.combinations(range(len(kinds)), 2):
             d = centres[:, i] - centres[:, j]
-            good &= np.hypot(d[:, 0], d[:, 1]) >= reach[i] + reach[j] + GAP
+            good &= (np.abs(d) >= reach[i] + reach[j] + GAP).any(1)
             most, least = np.abs(d).max(1), np.abs(d).min(1)
             good &= (most >= DRAWN_MARGIN) & (most - least >= DOMINANCE)
         for candidate in centres[good]:

@@ -64,6 +64,7 @@ class Diffusion:
     prediction: predictions.Prediction
     times: time_sampling.TimeSampling
     weight: weighting.Weighting
+    gradient_weight: float
     conditioning: TextConditioning
     condition: str
     caption_drop: float
@@ -148,7 +149,7 @@ class Diffusion:
         output = self.network(variables, scale * x_t, time, context, mask, condition.label, dropout)
 
         target = self.prediction.target(x0, eps, level.alpha, level.sigma)
-        error = jnp.square(output - target).mean(axis=(1, 2, 3))
+        error = weighting.squared_error(output - target, self.gradient_weight)
         losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
         return losses, {}, self._loss_by_noise(losses, t, batch["weight"])
 
@@ -291,6 +292,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
         weight=weighting.make_weighting(
             diffusion.weighting, **weight_arguments.get(diffusion.weighting, {})
         ),
+        gradient_weight=diffusion.gradient_weight,
         conditioning=TextConditioning(
             np.asarray(facts.null_tokens, np.int32),
             np.asarray(facts.null_mask, bool),
