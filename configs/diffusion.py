@@ -92,10 +92,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 1_500
+    config.steps = 1_800
     config.batch_size = 32
-    config.eval_every = 750
-    config.save_every = 750
+    config.eval_every = 900
+    config.save_every = 900
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
@@ -114,12 +114,11 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
     diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
     diffusion.largest_weight = 2.0  # weighting=flow, min_snr and snr_plus_one alone
-    diffusion.gradient_weight = 6.0  # of the error's spatial gradient; 0: the plain squared error
+    diffusion.gradient_weight = 20.0  # times alpha: of the error's spatial gradient; 0: plain error
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
-    diffusion.time_mean = 1.4  # logit_normal and log_normal alone
-    diffusion.time_mean_end = -0.3  # logit_normal alone: the mean moves there during the training
-    diffusion.time_std = 1.0
+    # logit_normal and log_normal alone; rows (share of the training, mean, deviation)
+    diffusion.time_course = ((0.0, 0.6, 0.3), (1.0, 1.1, 1.4))
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "dpmpp_2m"  # a row of diffusion.samplers.SAMPLERS

@@ -260,7 +260,7 @@ def test_the_loss_of_x_prediction_by_hand():
     error = 0.25 * x_t + 0.125 - x0
     wanted = (error**2).mean(axis=(1, 2, 3))
     for step in (error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]):
-        wanted += 3.0 * (step**2).mean(axis=(1, 2, 3))
+        wanted += 3.0 * (1 - t[:, 0, 0, 0]) * (step**2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     assert new == {}
     sums = np.zeros((4, 2))

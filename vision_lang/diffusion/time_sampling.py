@@ -2,12 +2,12 @@
 
 `index` is the example's position in the global batch and `batch_size` the global size: only
 stratified sampling uses them. `progress` is the share of the training that is done, from 0 to 1:
-only logit_normal uses it. Keys come from fold_in(seed, purpose, step, example).
+the normal ones use it. Keys come from fold_in(seed, purpose, step, example).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,6 +17,9 @@ from vision_lang.diffusion.schedules import Schedule
 from vision_lang.errors import choose
 
 Array = Any
+# Of a normal's mean and deviation: rows (share of the training, mean, deviation), shares rising;
+# straight lines between them, and the first and last row hold before and after. One row: constant.
+Course = Sequence[tuple[float, float, float]]
 
 
 class TimeSampling(Protocol):
@@ -67,29 +70,35 @@ def stratified() -> TimeSampling:
     return draw
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0, end: float | None = None) -> TimeSampling:
+def logit_normal(course: Course = ((0.0, 0.0, 1.0),)) -> TimeSampling:
     """t = sigmoid(mean + std n), n normal (Esser et al. 2024, eq. 19), clipped to [t_min, t_max].
 
-    A positive mean looks at high noise more often. `end`: the mean moves there in a straight line
-    while the training goes on (None: it stays).
+    A positive mean looks at high noise more often.
     """
-    slope = 0.0 if end is None else end - mean
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
-        t = jax.nn.sigmoid(mean + slope * progress + std * _normal(keys))
+        mean, std = _at(course, progress)
+        t = jax.nn.sigmoid(mean + std * _normal(keys))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw
 
 
-def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampling:
+def log_normal(course: Course = ((0.0, -1.2, 1.2),)) -> TimeSampling:
     """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t."""
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
+        mean, std = _at(course, progress)
         t = schedule.t(-2.0 * (mean + std * _normal(keys)))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw
+
+
+def _at(course: Course, progress: Array | float) -> tuple[jax.Array, jax.Array]:
+    """Mean and deviation at a share of the training."""
+    shares, means, stds = jnp.asarray(course, jnp.float32).T
+    return jnp.interp(progress, shares, means), jnp.interp(progress, shares, stds)
 
 
 TIME_SAMPLINGS: dict[str, Callable[..., TimeSampling]] = {
@@ -100,6 +109,6 @@ TIME_SAMPLINGS: dict[str, Callable[..., TimeSampling]] = {
 }
 
 
-def make_time_sampling(name: str, **parameters: float) -> TimeSampling:
+def make_time_sampling(name: str, **parameters: Any) -> TimeSampling:
     """Returns the time sampling `name` of TIME_SAMPLINGS; an unknown name raises InputError."""
     return choose(TIME_SAMPLINGS, name, "time sampling")(**parameters)

@@ -94,8 +94,8 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 }
 
 
-def squared_error(residual: Array, gradient: float = 0.0) -> jax.Array:
-    """Mean square of a residual [B, H, W, C] and `gradient` times that of its gradient; [B].
+def squared_error(residual: Array, gradient: Array | float = 0.0) -> jax.Array:
+    """Mean square of a residual [B, H, W, C] and `gradient` ([B] or one) times that of its gradient.
 
     The gradient is the difference between neighbouring pixels, its square the sum over both axes
     (Mathieu et al. 2016, section 3.2, compare gradients by their absolute values). Up to borders, a
@@ -103,10 +103,10 @@ def squared_error(residual: Array, gradient: float = 0.0) -> jax.Array:
 
     Pictures have a spectrum of 1/f^2 (Field 1987): in the plain error what is uncertain in colours
     and layout drowns what there is to learn about shapes. The best prediction is the conditional
-    mean whatever the weights, so what is learned stays the same model.
+    mean whatever the weights, so what is learned stays the same model. Returns [B].
     """
     error = jnp.square(residual).mean(axis=(1, 2, 3))
-    if not gradient:
+    if isinstance(gradient, float) and gradient == 0.0:
         return error
     for axis in (1, 2):
         step = jnp.diff(residual, axis=axis)

@@ -149,7 +149,8 @@ class Diffusion:
         output = self.network(variables, scale * x_t, time, context, mask, condition.label, dropout)
 
         target = self.prediction.target(x0, eps, level.alpha, level.sigma)
-        error = weighting.squared_error(output - target, self.gradient_weight)
+        gradient = self.gradient_weight and self.gradient_weight * level.alpha
+        error = weighting.squared_error(output - target, gradient)
         losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
         return losses, {}, self._loss_by_noise(losses, t, batch["weight"])
 
@@ -257,11 +258,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
-    normal = {"mean": diffusion.time_mean, "std": diffusion.time_std}
-    time_arguments = {
-        "logit_normal": normal | {"end": diffusion.time_mean_end},
-        "log_normal": normal,
-    }
+    time_arguments = dict.fromkeys(("logit_normal", "log_normal"), {"course": diffusion.time_course})
     weight_arguments = {
         **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},
