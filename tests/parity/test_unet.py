@@ -35,6 +35,11 @@ CASES = {
         0,
     ),
     "attention below only, classes": (UNETS["tiny"], (8, 8), 5),
+    "the time scales and shifts": (
+        UNetSpec((8, 16), (1, 0), heads=(2, 2), layers=1, groups=4, scale_shift=True),
+        (6, 8),
+        0,
+    ),
     "a single level, classes": (UNetSpec((12,), (1,), heads=(3,), groups=3), (5, 4), 3),
 }
 
@@ -57,6 +62,7 @@ def pair(spec: UNetSpec, context: int, classes: int):
         attention_head_dim=heads,
         use_linear_projection=spec.linear_projection,
         num_class_embeds=classes or None,
+        resnet_time_scale_shift="scale_shift" if spec.scale_shift else "default",
     )
     return UNet(spec, CHANNELS, classes), theirs.eval()
 

@@ -95,9 +95,9 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def squared_error(residual: Array, gradient: Array | float = 0.0) -> jax.Array:
-    """Mean square of a residual [B, H, W, C] and `gradient` ([B] or one) times that of its gradient.
+    """Mean square of a residual [B, H, W, C], plus `gradient` ([B] or one) times its gradient's.
 
-    The gradient is the difference between neighbouring pixels, its square the sum over both axes
+    That gradient is the difference between neighbouring pixels, its square the sum over both axes
     (Mathieu et al. 2016, section 3.2, compare gradients by their absolute values). Up to borders, a
     wave of (u, v) cycles per pixel counts 1 + 4 gradient (sin(pi u)^2 + sin(pi v)^2) times.
 

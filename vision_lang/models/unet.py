@@ -34,6 +34,8 @@ class UNetSpec:
       groups: groups of the group norms.
       linear_projection: tokens enter and leave a transformer by a dense layer (2.x) instead of a
         1x1 convolution (1.x).
+      scale_shift: the time scales and shifts what leaves a residual block's second norm (Dhariwal &
+        Nichol 2021), instead of being added before it; diffusers' `resnet_time_scale_shift`.
       dropout: in the residual blocks, behind the second norm.
       zero_init: residual branches and the output start at zero. Only training from nothing cares.
     """
@@ -44,6 +46,7 @@ class UNetSpec:
     layers: int = 2
     groups: int = 32
     linear_projection: bool = False
+    scale_shift: bool = False
     dropout: float = 0.0
     zero_init: bool = True
 
@@ -87,10 +90,16 @@ class ResnetBlock(nn.Module):
         spec = self.spec
         h = nn.silu(group_norm(spec.groups, 1e-5, "norm1")(x)).astype(self.dtype)
         h = nn.Conv(self.width, (3, 3), padding=1, dtype=self.dtype, name="conv1")(h)
-        h += nn.Dense(self.width, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))[
-            :, None, None
-        ]
-        h = nn.silu(group_norm(spec.groups, 1e-5, "norm2")(h)).astype(self.dtype)
+        outputs = 2 * self.width if spec.scale_shift else self.width
+        time = nn.Dense(outputs, dtype=self.dtype, name="time_emb_proj")(nn.silu(time))
+        time = time[:, None, None]
+        norm = group_norm(spec.groups, 1e-5, "norm2")
+        if spec.scale_shift:
+            scale, shift = jnp.split(time, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + time)
+        h = nn.silu(h).astype(self.dtype)
         h = Dropout(spec.dropout, name="dropout")(h, keys)
         h = nn.Conv(
             self.width,

@@ -258,7 +258,8 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
-    time_arguments = dict.fromkeys(("logit_normal", "log_normal"), {"course": diffusion.time_course})
+    course = {"course": diffusion.time_course}
+    time_arguments = {"logit_normal": course, "log_normal": course}
     weight_arguments = {
         **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},
