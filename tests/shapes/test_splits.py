@@ -152,3 +152,12 @@ def test_all_other_pairs_of_kinds_stand_together_in_train(scenes):
     apart = {frozenset(p) for p in itertools.combinations(splits.SEEN, 2) if splits.apart(*p)}
     assert 20 <= len(apart) <= 70 and not apart & together
     assert len(together) >= 0.98 * (861 - len(apart))
+
+
+@pytest.mark.parametrize("grid", [8, None])
+def test_there_is_room_for_the_three_widest(grid):
+    kinds = (("pink", "cross"), ("red", "cross"), ("blue", "cross"))
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        centres = splits._place(rng, kinds, ["large"] * 3, "", grid)
+        assert centres.shape == (3, 2)

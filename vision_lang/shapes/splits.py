@@ -160,7 +160,7 @@ def _place(
     radius = np.array([SIZES[size] for size in sizes])
     reach = np.array([REACH[shape] for _, shape in kinds]) * radius[:, None]  # [n, 2]
     low = RIM + reach
-    for _ in range(1000):
+    for _ in range(20_000):  # three large crosses off the grid may need a million candidates
         u = rng.random((256, len(kinds), 2))
         if grid is None:
             centres = low + (1 - 2 * low) * u
