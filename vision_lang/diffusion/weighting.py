@@ -106,8 +106,6 @@ def squared_error(residual: Array, gradient: Array | float = 0.0) -> jax.Array:
     mean whatever the weights, so what is learned stays the same model. Returns [B].
     """
     error = jnp.square(residual).mean(axis=(1, 2, 3))
-    if isinstance(gradient, float) and gradient == 0.0:
-        return error
     for axis in (1, 2):
         step = jnp.diff(residual, axis=axis)
         error += gradient * jnp.square(step).mean(axis=(1, 2, 3))

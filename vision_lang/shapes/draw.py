@@ -3,7 +3,7 @@
 A pixel is a square; its value is background + coverage x (colour - background), with coverage the
 part of the pixel inside the shape. It is exact for the square and the bar. For the others it is
 clip(1/2 - d, 0, 1), with d the signed distance to the outline in pixels; that is off by 0.02 to
-0.03 on average over the outline's pixels, and by up to 0.3 at the tips of triangle and diamond.
+0.03 on average over the outline's pixels, and by up to 0.3 at the tips of the triangle.
 
 H = W = resolution; N objects, all of one shape, drawn at once.
 """

@@ -149,8 +149,7 @@ class Diffusion:
         output = self.network(variables, scale * x_t, time, context, mask, condition.label, dropout)
 
         target = self.prediction.target(x0, eps, level.alpha, level.sigma)
-        gradient = self.gradient_weight and self.gradient_weight * level.alpha
-        error = weighting.squared_error(output - target, gradient)
+        error = weighting.squared_error(output - target, self.gradient_weight * level.alpha)
         losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
         return losses, {}, self._loss_by_noise(losses, t, batch["weight"])
 
