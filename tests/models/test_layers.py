@@ -30,6 +30,15 @@ def test_the_timestep_embedding_is_right_to_1e_6(width):
     np.testing.assert_allclose(embed(jnp.asarray(t), width), expected, rtol=0, atol=1e-6)
 
 
+def test_position_features_are_waves_down_and_across():
+    features = np.asarray(layers.position_features(4, 6, octaves=2))
+    assert features.shape == (4, 6, 8)
+    for row, column in itertools.product(range(4), range(6)):
+        down, right = math.pi * (row + 0.5) / 4, math.pi * (column + 0.5) / 6
+        waves = [[f(a), f(2 * a)] for a in (down, right) for f in (math.sin, math.cos)]
+        np.testing.assert_allclose(features[row, column], np.ravel(waves), atol=1e-6)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_space_to_depth_moves_each_patch_into_its_own_cell(patch):
     x = normal(2, 2 * patch, 3 * patch, 3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.models.parameters import agree, count, random_parameters, shapes
-from vision_lang.models.text_encoder import TEXT_ENCODERS, TextEncoder, TextSpec
+from vision_lang.models.text_encoder import TEXT_ENCODERS, SelfAttention, TextEncoder, TextSpec
 
 SPEC = TextSpec(width=16, layers=2, heads=2)
 VOCABULARY, LENGTH = 20, 10
@@ -49,6 +51,43 @@ def test_without_causality_a_token_is_seen_by_all():
     changed[:, 4] = (changed[:, 4] + 1) % VOCABULARY
     a, b = (encode(tokens, encoder=BOTH_WAYS)[0] for tokens in (TOKENS, changed))
     assert (np.abs(a - b).max(axis=(0, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    "slopes, seen_from",
+    [
+        (((40.0, 40.0), (40.0, 40.0)), [4]),
+        (((0.0, 40.0), (40.0, 40.0)), [4, 5, 6, 7, 8, 9]),  # behind it: it stands before them
+        (((40.0, 40.0), (40.0, 0.0)), [0, 1, 2, 3, 4]),
+        (((40.0, 0.0), (0.0, 40.0)), range(LENGTH)),
+    ],
+)
+def test_distance_hides_a_token_as_each_head_says(slopes, seen_from):
+    spec = dataclasses.replace(SPEC, layers=1, causal=False, distance_slopes=slopes)
+    changed = TOKENS.copy()
+    changed[:, 4] = (changed[:, 4] + 1) % VOCABULARY
+    encoder = TextEncoder(spec, VOCABULARY, LENGTH)
+    a, b = (encode(tokens, encoder=encoder)[0] for tokens in (TOKENS, changed))
+    seen = np.abs(a - b).max(axis=(0, 2)) > 1e-5
+    np.testing.assert_array_equal(np.flatnonzero(seen), list(seen_from))
+
+
+def test_a_distance_counts_its_tokens():
+    """The weights of a head are softmax(logits - slope distance), against a twin in NumPy."""
+    spec = dataclasses.replace(SPEC, heads=1, layers=1, causal=False, distance_slopes=((0.7, 0.2),))
+    layer = SelfAttention(spec, jnp.float32)
+    x = RNG.normal(size=(1, 5, spec.width)).astype(np.float32)
+    params = random_parameters(layer, x, None)
+    q, k, v = (
+        x[0] @ params[n]["kernel"] + params[n]["bias"] for n in ("q_proj", "k_proj", "v_proj")
+    )
+    logits = q @ k.T / math.sqrt(spec.width)
+    for i, j in itertools.product(range(5), repeat=2):
+        logits[i, j] -= 0.7 * (i - j) if j < i else 0.2 * (j - i)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    out = params["out_proj"]
+    expected = weights @ v @ out["kernel"] + out["bias"]
+    np.testing.assert_allclose(layer.apply({"params": params}, x, None)[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

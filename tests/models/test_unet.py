@@ -13,7 +13,9 @@ import pytest
 from tests.models.parameters import agree, count, random_parameters, shapes
 from vision_lang.models.unet import UNETS, UNet, UNetSpec
 
-SPEC = UNetSpec((8, 16), depth=(1, 1), heads=(1, 2), layers=1, groups=4)
+SPEC = UNetSpec(
+    (8, 16), depth=(1, 1), heads=(1, 2), layers=1, groups=4, positions=True, pooled_text=True
+)
 ONE_LEVEL = UNetSpec((8,), depth=(1,), heads=(2,), layers=1, groups=4)
 BATCH, SIZE, CHANNELS, LENGTH, CONTEXT, CLASSES = 3, (5, 6), 3, 8, 12, 4
 NETWORK = UNet(SPEC, CHANNELS, CLASSES)
@@ -91,6 +93,31 @@ def test_a_class_adds_its_row_to_the_time():
     _, plain = predict(UNet(SPEC, CHANNELS), without)
     rows = PARAMS["class_embedding"]["embedding"][INPUTS["label"]]
     np.testing.assert_allclose(blocks["time"], plain["time"] + rows, atol=1e-6)
+
+
+def test_the_mean_of_the_text_adds_to_the_time():
+    _, blocks = predict()
+    without = {k: v for k, v in PARAMS.items() if k != "add_embedding"}
+    _, plain = predict(
+        UNet(dataclasses.replace(SPEC, pooled_text=False), CHANNELS, CLASSES), without
+    )
+    means = [row[used].mean(0) for row, used in zip(INPUTS["context"], INPUTS["mask"], strict=True)]
+    layer = PARAMS["add_embedding"]
+    expected = plain["time"] + np.stack(means) @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(blocks["time"], expected, atol=1e-5)
+
+
+def test_the_place_of_a_pixel_is_part_of_the_input():
+    """Without positions a flat picture without borders is flat inside; with them it is not."""
+    spec = dataclasses.replace(ONE_LEVEL, pooled_text=False)
+    flat = np.ones((BATCH, 40, 40, CHANNELS), np.float32)
+    inside = slice(16, 24)  # farther from the border than eight 3x3 convolutions reach
+    for positions in (False, True):
+        network = UNet(dataclasses.replace(spec, positions=positions), CHANNELS)
+        params = random_parameters(network, **{**INPUTS, "x": flat})
+        output, _ = predict(network, params, x=flat)
+        spread = np.ptp(output[:, inside, inside], axis=(1, 2)).max()
+        assert (spread > 1e-2) == positions
 
 
 def test_remat_changes_neither_values_nor_gradients():

@@ -86,6 +86,7 @@ def attend(
     heads: int,
     *,
     mask: jax.Array | None = None,  # [B, M] or [B, 1, N, M] bool, True = may be attended
+    bias: jax.Array | None = None,  # [heads, N, M], added to the logits
     causal: bool = False,
     fused: bool = False,
 ) -> jax.Array:  # [B, N, D]
@@ -101,6 +102,7 @@ def attend(
         split(query),
         split(key),
         split(value),
+        bias=None if bias is None else bias[None].astype(query.dtype),
         mask=mask,
         is_causal=causal,
         implementation="cudnn" if fused else "xla",
@@ -126,6 +128,20 @@ def timestep_embedding(t: jax.Array, width: int, max_period: float = 10_000.0) -
     angle += (t - whole) * jnp.asarray(turns, jnp.float32)
     angle = 2 * math.pi * (angle - jnp.round(angle))
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def position_features(height: int, width: int, octaves: int = 3) -> jax.Array:
+    """Where a pixel is, [H, W, 4 octaves]: of its row, then of its column, the sines and then the
+    cosines of 1/2, 1, 2, ... turns across the picture. A resized picture keeps them."""
+
+    def waves(side: int) -> np.ndarray:
+        angle = np.pi * (np.arange(side) + 0.5)[:, None] / side * 2.0 ** np.arange(octaves)
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+
+    shape = (height, width, 2 * octaves)
+    down = np.broadcast_to(waves(height)[:, None], shape)
+    right = np.broadcast_to(waves(width), shape)
+    return jnp.asarray(np.concatenate([down, right], axis=-1), jnp.float32)
 
 
 def space_to_depth(x: jax.Array, patch: int) -> jax.Array:

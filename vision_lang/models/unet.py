@@ -16,7 +16,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_lang.models.layers import Dropout, attend, group_norm, layer_norm, timestep_embedding
+from vision_lang.models.layers import (
+    Dropout,
+    attend,
+    group_norm,
+    layer_norm,
+    position_features,
+    timestep_embedding,
+)
 
 Dtype = jnp.dtype
 
@@ -36,6 +43,10 @@ class UNetSpec:
         1x1 convolution (1.x).
       scale_shift: the time scales and shifts what leaves a residual block's second norm (Dhariwal &
         Nichol 2021), instead of being added before it; diffusers' `resnet_time_scale_shift`.
+      positions: sines and cosines of a pixel's place are channels of the input. Without them only
+        the padding of convolutions tells where a pixel is, which few levels don't carry far.
+      pooled_text: the mean of the text joins the time embedding, and so reaches every pixel: what
+        the background is, how many objects there are. (SDXL adds CLIP's pooled text there.)
       dropout: in the residual blocks, behind the second norm.
       zero_init: residual branches and the output start at zero. Only training from nothing cares.
     """
@@ -47,14 +58,20 @@ class UNetSpec:
     groups: int = 32
     linear_projection: bool = False
     scale_shift: bool = False
+    positions: bool = False
+    pooled_text: bool = False
     dropout: float = 0.0
     zero_init: bool = True
 
 
 UNETS = {
-    "tiny": UNetSpec((8, 16), depth=(0, 1), heads=(1, 2), layers=1, groups=4),
+    "tiny": UNetSpec(
+        (8, 16), depth=(0, 1), heads=(1, 2), layers=1, groups=4, positions=True, pooled_text=True
+    ),
     # For patches of 4x4 pixels: a CPU is at its best in the products of few, wide rows.
-    "small": UNetSpec((64,), depth=(1,), heads=(4,), layers=1, groups=8),
+    "small": UNetSpec(
+        (64,), depth=(1,), heads=(4,), layers=1, groups=8, positions=True, pooled_text=True
+    ),
     "sd15": UNetSpec((320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(8, 8, 8, 8)),
     "sd21": UNetSpec(
         (320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(5, 10, 20, 20), linear_projection=True
@@ -287,6 +304,13 @@ class UNet(nn.Module):
             emb = emb + table(label)
 
         context = context.astype(self.dtype)
+        if spec.pooled_text:
+            pooled = jnp.mean(context, axis=1, where=None if mask is None else mask[..., None])
+            emb = emb + nn.Dense(4 * spec.widths[0], dtype=self.dtype, name="add_embedding")(pooled)
+        if spec.positions:
+            places = position_features(*x.shape[1:3])
+            places = jnp.broadcast_to(places, (*x.shape[:3], places.shape[-1]))
+            x = jnp.concatenate([x, places.astype(x.dtype)], axis=-1)
         x = nn.Conv(spec.widths[0], (3, 3), padding=1, dtype=self.dtype, name="conv_in")(
             x.astype(self.dtype)
         )

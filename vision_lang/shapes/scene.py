@@ -46,9 +46,9 @@ REACH: dict[str, tuple[float, float]] = {
 }
 GAP = 0.04  # between the boxes that hold two objects, along x or y: 1.3 px of 32
 RIM = 0.02  # between such a box and the picture's edge
-# Centres are multiples of 1 / GRID, five places along each axis: what a network always meets in the
-# same phase of the pixels it learns to draw far sooner. The oracle knows nothing of it.
-GRID = 8
+# Centres are multiples of 1 / GRID, three places along each axis: what a network always meets in
+# the same phase of the pixels it learns to draw far sooner. The oracle knows nothing of it.
+GRID = 4
 
 DRAWN_MARGIN = 0.2  # every pair of centres differs by this much along its dominant axis
 DOMINANCE = 0.04  # and by this much more than along the other axis, so no pair is diagonal

@@ -7,7 +7,7 @@ stand to each other, without sizes, positions and background.
     caption picks, which is stricter. A stable hash of the key gives 80 % of the keys to train and
     10 % each to validation and test, so no test scene of two or more objects has the meaning of a
     train scene. Single objects are too few to be split: all kinds occur in all three, and of the
-    8,400 different pictures of them most of those in test occur in train as well.
+    3,024 different pictures of them most of those in test occur in train as well.
   * test_unseen: HELD_OUT, 6 of the 48 kinds (12.5 %; each shape once, six of the eight colours),
     never occur in the other splits, and neither do "pairs of pairs": 5 % of the pairs of the other
     42 kinds, chosen by hash, never stand together in a scene of two or three. Every test_unseen
