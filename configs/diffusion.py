@@ -73,15 +73,16 @@ from ml_collections import ConfigDict
 from configs import common
 from vision_lang.data import presets
 from vision_lang.errors import choose
+from vision_lang.models.sketch import SKETCHES
 from vision_lang.models.text_encoder import TEXT_ENCODERS
 from vision_lang.models.unet import UNETS
 
-# size -> (U-Net, text encoder, patch)
+# size -> (U-Net, text encoder, sketch, patch)
 SIZES = {
-    "tiny": ("tiny", "tiny", 2),
-    "small": ("small", "small", 4),
-    "sd15": ("sd15", "clip_l14", 1),
-    "sd21": ("sd21", "openclip_h14", 1),
+    "tiny": ("tiny", "tiny", "tiny", 2),
+    "small": ("small", "small", "small", 4),
+    "sd15": ("sd15", "clip_l14", "none", 1),
+    "sd21": ("sd21", "openclip_h14", "none", 1),
 }
 PROMPTS = (
     "two objects: a red circle above a blue square",
@@ -112,10 +113,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
 
-    unet, text, patch = choose(SIZES, "tiny" if given.tiny else given.size, "size")
+    unet, text, sketch, patch = choose(SIZES, "tiny" if given.tiny else given.size, "size")
     model = config.model = ConfigDict()
     model.unet = ConfigDict(dataclasses.asdict(UNETS[unet]))
     model.text = ConfigDict(dataclasses.asdict(TEXT_ENCODERS[text]))
+    if given.condition == "label":
+        sketch = "none"  # it reads texts
+    model.sketch = ConfigDict(dataclasses.asdict(SKETCHES[sketch]))
     model.patch = patch  # pixels of a side that become channels: 2 makes 32x32x3 16x16x12
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, more time
@@ -127,10 +131,12 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.weighting = "snr_plus_one"  # a row of diffusion.weighting.WEIGHTINGS
     diffusion.largest_weight = 2.0  # weighting=flow, min_snr and snr_plus_one alone
     diffusion.gradient_weight = 20.0  # times alpha: of the error's spatial gradient; 0: plain error
+    diffusion.mean_weight = 0.05  # of the square of the picture's mean error; 1: plain error
+    diffusion.sketch_weight = 10.0  # of the sketch's squared error
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
     # logit_normal and log_normal alone; rows (share of the training, mean, deviation)
-    diffusion.time_course = ((0.0, 0.9, 0.35), (0.35, 1.3, 0.7), (1.0, 1.4, 1.3))
+    diffusion.time_course = ((0.0, 0.9, 0.4), (0.3, 1.3, 0.8), (1.0, 1.6, 1.4))
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "ddpm"  # a row of diffusion.samplers.SAMPLERS
@@ -153,9 +159,9 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.momentum = 0.95  # of rule=muon
     optimizer.frozen = ()  # patterns of parameter paths that are not trained
-    blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel"
+    blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
     texts = r"text_encoder/layers_\d+/.*kernel"
-    words = r"text_encoder/\w+_embedding/embedding"
+    words = r"text_encoder/token_embedding/embedding"
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
             "blocks": {
@@ -170,13 +176,13 @@ def get_config(arg: str = "") -> ConfigDict:
                 "pattern": texts,
                 "rule": "muon",
                 "weight_decay": 0.01,
-                "learning_rate_scale": 0.5,
+                "learning_rate_scale": 1.5,
             },
             "words": {
                 "pattern": words,
                 "rule": "adamw",
                 "weight_decay": 0.0,
-                "learning_rate_scale": 240 * model.text.embedding_std,
+                "learning_rate_scale": 24 * model.text.embedding_std,
             },
             "matrices": {
                 "pattern": f"(?!{blocks}|{texts}).*/kernel",
@@ -193,7 +199,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     config.ema = ConfigDict({"ema": {"decay": 0.995}})
-    config.init = ConfigDict({"text_encoder": "", "unet": ""})  # "RUN[@step][:ema|raw]" each
+    config.init = ConfigDict({"text_encoder": "", "unet": "", "sketch": ""})  # "RUN[@step][:ema|raw]" each
 
     config.evaluators = evaluators(given.data)
     if given.tiny:

@@ -85,13 +85,16 @@ def test_a_wave_counts_by_its_frequency(rows, columns):
     whole = float(weighting.squared_error(wave, gradient=2.0)[0])
     factor = 1 + 2.0 * sum(4 * np.sin(np.pi * f / 64) ** 2 for f in (rows, columns))
     np.testing.assert_allclose(whole / plain, factor, rtol=0.02)
+    # A wave has no mean, unless it is one: its own weight is the mean's.
+    lighter = float(weighting.squared_error(wave, mean=0.3)[0])
+    np.testing.assert_allclose(lighter / plain, 1.0 if rows or columns else 0.3, rtol=1e-5)
 
 
-def test_the_best_prediction_is_the_mean_whatever_a_gradient_counts():
+def test_the_best_prediction_is_the_mean_whatever_gradient_and_mean_count():
     rng = np.random.default_rng(0)
     pictures = rng.normal(size=(5, 8, 8, 3)).astype(np.float32)
-    for gradient in (0.0, 6.0):
-        loss = lambda guess: weighting.squared_error(guess - pictures, gradient).mean()  # noqa: E731, B023
+    for gradient, mean in ((0.0, 1.0), (6.0, 1.0), (6.0, 0.05)):
+        loss = lambda guess: weighting.squared_error(guess - pictures, gradient, mean).mean()  # noqa: E731, B023
         slope = jax.grad(loss)(jnp.asarray(pictures.mean(0)))
         np.testing.assert_allclose(slope, 0, atol=1e-6)
 

@@ -15,6 +15,7 @@ from vision_lang import keys as random_keys
 from vision_lang.data import presets
 from vision_lang.diffusion import guidance, schedules
 from vision_lang.errors import InputError
+from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.tasks import diffusion
 from vision_lang.tasks.conditioning import Condition
 from vision_lang.training import parallel
@@ -77,7 +78,7 @@ def loss_of(task, variables, rows, train=False):
 
 
 class Echo:
-    """Networks that answer at once and note what they were given."""
+    """Networks that answer at once and note what they were given; there is no sketch."""
 
     def __init__(self, task):
         self.seen = {}
@@ -85,6 +86,7 @@ class Echo:
             task,
             text_encoder=SimpleNamespace(apply=self.text),
             unet=SimpleNamespace(apply=self.unet),
+            sketch=Sketch(SketchSpec(layers=0), SIDE),
         )
         self.variables = {"params": {"unet": {}, "text_encoder": {}}}  # type: ignore[var-annotated]
 
@@ -140,9 +142,8 @@ def test_guidance_0_1_and_3():
             sampling = diffusion.Sampling(guidance=scale, clip="none")
             found[str(scale)] = task.denoiser(variables, condition, sampling)(x, level)
         for name, one in (("conditional", condition), ("null", null)):
-            context, mask = task.encode(variables, one)
             time = jnp.full(ROWS, task.schedule.network_time(level.t))
-            found[name] = task.network(variables, x, time, context, mask, one.label)
+            found[name] = task.network(variables, x, time, task.encode(variables, one))
         return found
 
     found = jax.device_get(both(variables, x))
@@ -227,6 +228,7 @@ def test_labels_change_what_the_network_says():
         ("sampling__clip", "sttic", "'static'"),
         ("diffusion__prediction", "epsilon", "zero signal"),  # with the flow schedule
         ("model__patch", 3, "no multiple of model.patch=3"),
+        ("model__sketch__cells", 3, "no multiple of model.sketch.cells=3"),
     ],
 )
 def test_what_is_not_known_is_refused_when_the_config_is_read(field, value, part):
@@ -245,6 +247,7 @@ def test_pictures_with_captions_are_never_mirrored_unless_the_config_says_so():
 
 def test_the_loss_of_x_prediction_by_hand():
     weights = {"diffusion__weighting": "uniform", "diffusion__gradient_weight": 3.0}
+    weights["diffusion__mean_weight"] = 0.2
     echo = Echo(make(diffusion__schedule="flow", diffusion__prediction="x", **weights))
     rows = batch() | {"index": np.array([0, 5, 6, 41], np.int32)}
     losses, new, metrics = echo.task.loss(
@@ -258,7 +261,9 @@ def test_the_loss_of_x_prediction_by_hand():
     x0 = rows["image"].astype(np.float64) / 127.5 - 1.0
     x_t = (1 - t) * x0 + t * eps
     error = 0.25 * x_t + 0.125 - x0
-    wanted = (error**2).mean(axis=(1, 2, 3))
+    mean_weight = (1 - t + 0.2 * t)[:, 0, 0, 0]
+    mean = error.mean(axis=(1, 2), keepdims=True)
+    wanted = ((error - mean) ** 2).mean(axis=(1, 2, 3)) + mean_weight * (mean**2).mean((1, 2, 3))
     for step in (error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]):
         wanted += 3.0 * (1 - t[:, 0, 0, 0]) * (step**2).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
@@ -268,6 +273,40 @@ def test_the_loss_of_x_prediction_by_hand():
         sums[quarter] += value, 1
     logged = [metrics[f"loss_t{middle:.3f}"] for middle in (0.125, 0.375, 0.625, 0.875)]
     np.testing.assert_allclose(np.asarray(logged), sums, rtol=1e-5)
+
+
+# The sketch. --------------------------------------------------------------------------------------
+
+
+def test_the_sketch_is_seen_by_the_network_and_learns_from_pictures_alone():
+    task = make(diffusion__mean_weight=0.2, diffusion__sketch_weight=4.0)
+    variables, rows = weights(task), batch()
+
+    @jax.jit
+    def both(params):
+        """The loss of the network alone, that of the sketch, and the sketch."""
+        values = {"params": params}
+        losses, _, metrics = task.loss(
+            values, rows, keys(), across=parallel.ONE_DEVICE, train=False
+        )
+        missed = metrics["loss_sketch"][0]
+        return losses.sum() - 4.0 * missed, missed
+
+    params = variables["params"]
+    sketch = task.encode(variables, task.condition_of(rows)).sketch
+    error = np.asarray(sketch, np.float64) - (rows["image"] / 127.5 - 1.0)
+    mean = error.mean(axis=(1, 2), keepdims=True)
+    wanted = ((error - mean) ** 2).mean() + 0.2 * (mean**2).mean()
+    np.testing.assert_allclose(both(params)[1], ROWS * wanted, rtol=1e-4)
+
+    of_network = jax.grad(lambda p: both(p)[0])(params)
+    of_sketch = jax.grad(lambda p: both(p)[1])(params)
+    size = lambda tree: max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    assert size(of_network["sketch"]) < 1e-4 * size(of_sketch["sketch"])
+    assert size(of_sketch["unet"]) == 0 and size(of_sketch["text_encoder"]) > 0
+    head = params["sketch"]["proj_out"] | {"bias": params["sketch"]["proj_out"]["bias"] + 0.3}
+    moved = params | {"sketch": params["sketch"] | {"proj_out": head}}
+    assert abs(float(both(moved)[0] - both(params)[0])) > 1e-4  # the network sees it
 
 
 def test_fixed_times_cover_the_range_evenly():

@@ -20,6 +20,7 @@ import optax
 
 from configs import diffusion
 from vision_lang.models import layers
+from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.runs.records import digest
 from vision_lang.training import parallel, setup
 
@@ -118,7 +119,10 @@ class Probe:
             return jnp.zeros_like(x), {}
 
         task = dataclasses.replace(
-            self.task, text_encoder=SimpleNamespace(apply=text), unet=SimpleNamespace(apply=unet)
+            self.task,
+            text_encoder=SimpleNamespace(apply=text),
+            unet=SimpleNamespace(apply=unet),
+            sketch=Sketch(SketchSpec(layers=0), self.task.resolution),
         )
         return task.loss(variables, rows, keys, across=parallel.ONE_DEVICE, train=True), seen
 

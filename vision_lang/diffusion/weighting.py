@@ -94,7 +94,9 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 }
 
 
-def squared_error(residual: Array, gradient: Array | float = 0.0) -> jax.Array:
+def squared_error(
+    residual: Array, gradient: Array | float = 0.0, mean: float = 1.0
+) -> jax.Array:
     """Mean square of a residual [B, H, W, C], plus `gradient` ([B] or one) times its gradient's.
 
     That gradient is the difference between neighbouring pixels, its square the sum over both axes
@@ -106,6 +108,7 @@ def squared_error(residual: Array, gradient: Array | float = 0.0) -> jax.Array:
     mean whatever the weights, so what is learned stays the same model. Returns [B].
     """
     error = jnp.square(residual).mean(axis=(1, 2, 3))
+    error -= (1.0 - mean) * jnp.square(residual.mean(axis=(1, 2))).mean(axis=-1)
     for axis in (1, 2):
         step = jnp.diff(residual, axis=axis)
         error += gradient * jnp.square(step).mean(axis=(1, 2, 3))

@@ -46,6 +46,7 @@ class TextSpec:
     mlp_ratio: int = 4
     dropout: float = 0.0
     embedding_std: float = 0.02
+    position_std: float = 0.02
     causal: bool = True
     distance_slopes: tuple[tuple[float, float], ...] = ()
 
@@ -65,11 +66,11 @@ TEXT_ENCODERS = {
     ),
     "small": TextSpec(
         width=64,
-        layers=3,
+        layers=2,
         heads=4,
         embedding_std=0.5,
         causal=False,
-        distance_slopes=((1.5, 9.0), (9.0, 1.5), (0.5, 9.0), (9.0, 0.5)),
+        distance_slopes=((1.0, 9.0), (9.0, 1.0), (0.0, 9.0), (9.0, 0.0)),
     ),
     "clip_l14": TextSpec(width=768, layers=12, heads=12),
     "openclip_h14": TextSpec(width=1024, layers=23, heads=16, activation="gelu"),
@@ -147,7 +148,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{length} tokens, but the encoder has {self.max_length} positions")
         embed = Embed(self.vocab_size, spec.width, spec.embedding_std, name="token_embedding")
         positions = Embed(
-            self.max_length, spec.width, spec.embedding_std, name="position_embedding"
+            self.max_length, spec.width, spec.position_std, name="position_embedding"
         )
         x = (embed(tokens) + positions(jnp.arange(length))).astype(self.dtype)
         intermediates = {"hidden_0": x}

@@ -20,6 +20,7 @@ from vision_lang.diffusion import prediction as predictions
 from vision_lang.diffusion import samplers, schedules, spacing, time_sampling, weighting
 from vision_lang.errors import InputError, choose
 from vision_lang.models import layers
+from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.models.text_encoder import TextEncoder, TextSpec
 from vision_lang.models.unet import UNet, UNetSpec
 from vision_lang.tasks.conditioning import MASK_POLICIES, Condition, TextConditioning
@@ -54,17 +55,34 @@ class Sampling:
     eta: float = 0.0
 
 
+class Encoded(NamedTuple):
+    """A condition as the U-Net takes it: arrays with a leading batch axis.
+
+    context, mask: the text's vectors [B, L, D], and which of them may be attended (None: all).
+    sketch: the mean of the pictures that the text fits, [B, H, W, 3]; None = there is none.
+    label: [B] int32.
+    """
+
+    context: jax.Array
+    mask: jax.Array | None
+    sketch: jax.Array | None
+    label: jax.Array
+
+
 @dataclass(frozen=True, eq=False)
 class Diffusion:
     """The task. `from_config` builds it; nothing in it changes afterwards."""
 
     text_encoder: TextEncoder
     unet: UNet
+    sketch: Sketch
     schedule: schedules.Schedule
     prediction: predictions.Prediction
     times: time_sampling.TimeSampling
     weight: weighting.Weighting
     gradient_weight: float
+    mean_weight: float
+    sketch_weight: float
     conditioning: TextConditioning
     condition: str
     caption_drop: float
@@ -86,15 +104,25 @@ class Diffusion:
         }
 
     def init(self, key: jax.Array) -> Variables:
-        """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters."""
-        text_key, unet_key = jax.random.split(key)
+        """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters, and
+        of the "sketch" where there is one."""
+        text_key, unet_key, sketch_key = jax.random.split(key, 3)
         null = self.conditioning.null(1)
         text = self.text_encoder.init(text_key, null.tokens)
         context, _ = self.text_encoder.apply(text, null.tokens)
         side = self.resolution // self.patch
-        x = jnp.zeros((1, side, side, 3 * self.patch**2))
+        channels = 3 * self.patch**2 * (2 if self.sketches else 1)
+        x = jnp.zeros((1, side, side, channels))
         unet = self.unet.init(unet_key, x, jnp.zeros(1), context, null.mask, null.label)
-        return {"params": {"text_encoder": text["params"], "unet": unet["params"]}}
+        params = {"text_encoder": text["params"], "unet": unet["params"]}
+        if self.sketches:
+            params["sketch"] = self.sketch.init(sketch_key, context, null.mask)["params"]
+        return {"params": params}
+
+    @property
+    def sketches(self) -> bool:
+        """Whether texts are sketched."""
+        return self.sketch.spec.layers > 0
 
     def condition_of(self, batch: dict[str, jax.Array]) -> Condition:
         """Returns what the images of a batch are to be drawn from."""
@@ -143,15 +171,23 @@ class Diffusion:
 
         level = self.schedule.level(t)
         x_t = predictions.add_noise(x0, eps, level)
-        context, mask = self.encode(variables, condition, dropout)
+        encoded = self.encode(variables, condition, dropout)
         scale = schedules.expand(self.schedule.input_scale(t), x_t)
         time = self.schedule.network_time(t)
-        output = self.network(variables, scale * x_t, time, context, mask, condition.label, dropout)
+        output = self.network(variables, scale * x_t, time, encoded, dropout)
 
         target = self.prediction.target(x0, eps, level.alpha, level.sigma)
-        error = weighting.squared_error(output - target, self.gradient_weight * level.alpha)
+        mean_weight = level.alpha + (1.0 - level.alpha) * self.mean_weight
+        error = weighting.squared_error(
+            output - target, self.gradient_weight * level.alpha, mean_weight
+        )
         losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
-        return losses, {}, self._loss_by_noise(losses, t, batch["weight"])
+        metrics = self._loss_by_noise(losses, t, batch["weight"])
+        if encoded.sketch is not None:
+            missed = weighting.squared_error(encoded.sketch - x0, mean=self.mean_weight)
+            metrics["loss_sketch"] = ((missed * batch["weight"]).sum(), batch["weight"].sum())
+            losses = losses + self.sketch_weight * missed
+        return losses, {}, metrics
 
     def _loss_by_noise(self, losses: jax.Array, t: jax.Array, weight: jax.Array) -> dict:
         low, high = self.schedule.t_min, self.schedule.t_max
@@ -164,18 +200,28 @@ class Diffusion:
 
     def encode(
         self, variables: Variables, condition: Condition, dropout: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the text as vectors [B, L, D] and the mask of what may be attended."""
+    ) -> Encoded:
+        """Returns the condition as the U-Net takes it."""
         mask = self.conditioning.attended(condition.mask)
-        params = {"params": variables["params"]["text_encoder"]}
-        context, _ = self.text_encoder.apply(params, condition.tokens, mask, dropout)
-        return context, mask
+        params = variables["params"]
+        context, _ = self.text_encoder.apply(
+            {"params": params["text_encoder"]}, condition.tokens, mask, dropout
+        )
+        sketch = None
+        if self.sketches:
+            sketch = self.sketch.apply({"params": params["sketch"]}, context, mask)
+        return Encoded(context, mask, sketch, condition.label)
 
-    def network(self, variables, x, time, context, mask, label, dropout=None) -> jax.Array:
+    def network(self, variables, x, time, encoded: Encoded, dropout=None) -> jax.Array:
         """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
         params = {"params": variables["params"]["unet"]}
+        if encoded.sketch is not None:
+            # The sketch is learned from the pictures alone and so stays their mean.
+            x = jnp.concatenate([x, jax.lax.stop_gradient(encoded.sketch)], axis=-1)
         x = layers.space_to_depth(x, self.patch)
-        output, _ = self.unet.apply(params, x, time, context, mask, label, dropout)
+        output, _ = self.unet.apply(
+            params, x, time, encoded.context, encoded.mask, encoded.label, dropout
+        )
         return layers.depth_to_space(output, self.patch)
 
     def denoiser(
@@ -183,13 +229,12 @@ class Diffusion:
     ) -> predictions.Denoiser:
         """Returns (x, level) -> x0 with guidance and clipping; the texts are encoded once, here."""
 
-        def denoise(x, level, inputs):
-            context, mask, label = inputs
-            network = lambda x, time: self.network(variables, x, time, context, mask, label)  # noqa: E731
+        def denoise(x, level, encoded):
+            network = lambda x, time: self.network(variables, x, time, encoded)  # noqa: E731
             return predictions.make_denoiser(network, self.schedule, self.prediction)(x, level)
 
         null = self.conditioning.null(condition.tokens.shape[0])
-        inputs, null_inputs = ((*self.encode(variables, c), c.label) for c in (condition, null))
+        inputs, null_inputs = (self.encode(variables, c) for c in (condition, null))
         guided = guiding.guided(
             denoise, inputs, null_inputs, sampling.guidance, sampling.interval, sampling.rescale
         )
@@ -254,6 +299,11 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
         raise InputError(
             f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
         )
+    if model.sketch.layers and config.data.resolution % model.sketch.cells:
+        raise InputError(
+            f"data.resolution={config.data.resolution} is no multiple of "
+            f"model.sketch.cells={model.sketch.cells}."
+        )
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
@@ -281,6 +331,9 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
             remat=model.remat,
             fused=model.fused_attention,
         ),
+        sketch=Sketch(
+            spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype
+        ),
         schedule=schedule,
         prediction=prediction,
         times=time_sampling.make_time_sampling(
@@ -290,6 +343,8 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
             diffusion.weighting, **weight_arguments.get(diffusion.weighting, {})
         ),
         gradient_weight=diffusion.gradient_weight,
+        mean_weight=diffusion.mean_weight,
+        sketch_weight=diffusion.sketch_weight,
         conditioning=TextConditioning(
             np.asarray(facts.null_tokens, np.int32),
             np.asarray(facts.null_mask, bool),
