@@ -53,9 +53,11 @@ def test_it_learns_the_mean_of_what_a_text_goes_with():
     @jax.jit
     def step(_, carry):
         params, state = carry
-        loss = lambda p: jnp.square(  # noqa: E731
-            SKETCH.apply({"params": p}, context, mask)[:, None] - pictures
-        ).mean()
+
+        def loss(p):
+            picture = jnp.asarray(SKETCH.apply({"params": p}, context, mask))
+            return jnp.square(picture[:, None] - pictures).mean()
+
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 

@@ -95,13 +95,14 @@ WEIGHTINGS: dict[str, Callable[..., Weighting]] = {
 
 
 def squared_error(
-    residual: Array, gradient: Array | float = 0.0, mean: float = 1.0
+    residual: Array, gradient: Array | float = 0.0, mean: Array | float = 1.0
 ) -> jax.Array:
     """Mean square of a residual [B, H, W, C], plus `gradient` ([B] or one) times its gradient's.
 
     That gradient is the difference between neighbouring pixels, its square the sum over both axes
     (Mathieu et al. 2016, section 3.2, compare gradients by their absolute values). Up to borders, a
-    wave of (u, v) cycles per pixel counts 1 + 4 gradient (sin(pi u)^2 + sin(pi v)^2) times.
+    wave of (u, v) cycles per pixel counts 1 + 4 gradient (sin(pi u)^2 + sin(pi v)^2) times, and the
+    square of the residual's mean over the picture, (0, 0), counts `mean` ([B] or one) times.
 
     Pictures have a spectrum of 1/f^2 (Field 1987): in the plain error what is uncertain in colours
     and layout drowns what there is to learn about shapes. The best prediction is the conditional

@@ -29,7 +29,7 @@ class SketchSpec:
 
     Attributes:
       width: of each cell's vector.
-      layers: of cross-attention to the text and a feed-forward network; cells do not see each other.
+      layers: of cross-attention to the text and a feed-forward network, each cell for itself.
       heads: attention heads.
       cells: K; a cell is a square of side / K pixels.
     """

@@ -6,6 +6,7 @@ Images are uint8 in batches and float32 in [-1, 1] here.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,6 +90,7 @@ class Diffusion:
     patch: int
     resolution: int
     batch_size: int
+    sketch_only: bool = False  # training teaches the text encoder and the sketch alone
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
@@ -119,6 +121,10 @@ class Diffusion:
             params["sketch"] = self.sketch.init(sketch_key, context, null.mask)["params"]
         return {"params": params}
 
+    def early(self) -> Diffusion:
+        """The task of the first steps: texts are learned before pictures are drawn from them."""
+        return dataclasses.replace(self, sketch_only=True)
+
     @property
     def sketches(self) -> bool:
         """Whether texts are sketched."""
@@ -145,7 +151,7 @@ class Diffusion:
         train: bool,
     ) -> tuple[jax.Array, dict, dict[str, tuple[jax.Array, jax.Array]]]:
         """Returns the loss of each example [B], new mutable collections (none), and metrics as
-        (sum, count) pairs: the loss in each quarter of t.
+        (sum, count) pairs: the loss in each quarter of t, and that of the sketch.
 
         In training the times come from `times` and conditions are dropped; otherwise (validation)
         the times are a fixed low-discrepancy sequence over the examples, without drops.
@@ -166,28 +172,38 @@ class Diffusion:
             dropout = random_keys.named(keys, "dropout")
         else:
             t = fixed_times(self.schedule, batch["index"])
+        encoded = self.encode(variables, condition, dropout)
+
+        weight = batch["weight"]
+        if train and self.sketch_only:
+            losses = counted = jnp.zeros_like(weight)
+        else:
+            losses, counted = self._denoising(variables, x0, t, encoded, keys, dropout), weight
+        metrics = self._loss_by_noise(losses, t, counted)
+        if encoded.sketch is not None:
+            missed = weighting.squared_error(encoded.sketch - x0, mean=self.mean_weight)
+            metrics["loss_sketch"] = ((missed * weight).sum(), weight.sum())
+            losses = losses + self.sketch_weight * missed
+        return losses, {}, metrics
+
+    def _denoising(self, variables, x0, t, encoded, keys, dropout) -> jax.Array:
+        """The U-Net's loss at the times t [B]; returns [B]."""
         noise_keys = random_keys.named(keys, "noise")
         eps = jax.vmap(lambda k: jax.random.normal(k, x0.shape[1:]))(noise_keys)
-
         level = self.schedule.level(t)
         x_t = predictions.add_noise(x0, eps, level)
-        encoded = self.encode(variables, condition, dropout)
         scale = schedules.expand(self.schedule.input_scale(t), x_t)
         time = self.schedule.network_time(t)
         output = self.network(variables, scale * x_t, time, encoded, dropout)
 
         target = self.prediction.target(x0, eps, level.alpha, level.sigma)
+        # At much noise the picture's mean is uncertain, above all the background where the text
+        # leaves it open, and would drown what else is to be learned.
         mean_weight = level.alpha + (1.0 - level.alpha) * self.mean_weight
         error = weighting.squared_error(
             output - target, self.gradient_weight * level.alpha, mean_weight
         )
-        losses = self.weight(self.prediction, self.schedule.log_snr(t)) * error  # [B]
-        metrics = self._loss_by_noise(losses, t, batch["weight"])
-        if encoded.sketch is not None:
-            missed = weighting.squared_error(encoded.sketch - x0, mean=self.mean_weight)
-            metrics["loss_sketch"] = ((missed * batch["weight"]).sum(), batch["weight"].sum())
-            losses = losses + self.sketch_weight * missed
-        return losses, {}, metrics
+        return self.weight(self.prediction, self.schedule.log_snr(t)) * error
 
     def _loss_by_noise(self, losses: jax.Array, t: jax.Array, weight: jax.Array) -> dict:
         low, high = self.schedule.t_min, self.schedule.t_max
@@ -207,7 +223,7 @@ class Diffusion:
         context, _ = self.text_encoder.apply(
             {"params": params["text_encoder"]}, condition.tokens, mask, dropout
         )
-        sketch = None
+        sketch: Any = None
         if self.sketches:
             sketch = self.sketch.apply({"params": params["sketch"]}, context, mask)
         return Encoded(context, mask, sketch, condition.label)
@@ -331,9 +347,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
             remat=model.remat,
             fused=model.fused_attention,
         ),
-        sketch=Sketch(
-            spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype
-        ),
+        sketch=Sketch(spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype),
         schedule=schedule,
         prediction=prediction,
         times=time_sampling.make_time_sampling(

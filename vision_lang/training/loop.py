@@ -97,7 +97,8 @@ def train(
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
-                state, bad = job.step(state, next(feed))
+                advance = job.early_step if step <= job.early else job.step
+                state, bad = advance(state, next(feed))
                 flying.add(step, bad)
                 saved.check()
 
