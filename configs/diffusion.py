@@ -114,10 +114,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.caption_drop = 0.05  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 2_200
+    config.steps = 2_300
     config.batch_size = 32
-    config.eval_every = 1_100
-    config.save_every = 1_100
+    config.eval_every = 1_150
+    config.save_every = 1_150
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
@@ -148,7 +148,7 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
     # logit_normal and log_normal alone; rows (share of the training, mean, deviation)
-    diffusion.time_course = ((0.25, 1.0, 0.5), (0.45, 1.4, 0.9), (1.0, 1.6, 1.4))
+    diffusion.time_course = ((0.25, 0.9, 0.4), (0.45, 1.3, 0.8), (1.0, 1.5, 1.4))
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "ddpm"  # a row of diffusion.samplers.SAMPLERS
@@ -196,7 +196,7 @@ def get_config(arg: str = "") -> ConfigDict:
             | {"pattern": f"(?!unet/|{tables}).*/(bias|scale|embedding)|sketch/proj_out/kernel"},
         }
     )
-    config.ema = ConfigDict({"ema": {"decay": 0.995}})
+    config.ema = ConfigDict({"ema": {"decay": 0.99}})
     config.init = ConfigDict(
         {"text_encoder": "", "unet": "", "sketch": ""}
     )  # "RUN[@step][:ema|raw]" each
