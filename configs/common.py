@@ -27,7 +27,6 @@ def base() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # all that is random is a function of (seed, purpose, step, example)
     config.steps = 1_000  # optimizer steps in the whole run
-    config.early = 0.0  # share of the steps that are of the task's early form
     config.batch_size = 32  # examples per optimizer step, over all devices
     config.accumulate = 1  # a step's batch is computed in this many equal parts
     config.log_every = 50  # steps between two logged averages

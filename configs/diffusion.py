@@ -62,8 +62,11 @@ recipe drew 81 % right after 1,800 steps, where 54 % were right before (256 prom
   * Half of the captions leave the background open, and its colour alone is most of the error at
     much noise: noise for everything else that is to be learned there.
   * The U-Net's loss tells the text encoder little of what is decided at much noise; the sketch's
-    tells it at every step, for a seventh of the cost, and first, before the U-Net learns at all. As
-    a branch of one program (lax.cond) that start made every step five times slower on a CPU.
+    tells it at every step.
+  * No gain from 550 first steps of text and sketch alone, though they take a seventh of the time:
+    1,650 steps of the U-Net then reach the errors of 1,550 without (77 and 78 % right in two runs).
+    As a branch of one program (lax.cond) they made every step five times slower on a CPU.
+  * What still fails: one object drawn twice, and bars, a third of which the oracle finds deformed.
   * What is learned at much noise, where most of the error cannot be avoided, drowns what is learned
     at little noise, and the reverse; a narrow range of times learns fastest. So the range opens
     slowly.
@@ -111,13 +114,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.task = "diffusion"
     config.condition = given.condition  # "text" | "label"
-    config.caption_drop = 0.05  # share of examples that learn without condition, for guidance
+    config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 2_300
+    config.steps = 1_800
     config.batch_size = 32
-    config.eval_every = 1_150
-    config.save_every = 1_150
+    config.eval_every = 900
+    config.save_every = 900
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
@@ -134,9 +137,6 @@ def get_config(arg: str = "") -> ConfigDict:
     model.remat = False  # recompute activations in the backward pass: less memory, more time
     model.fused_attention = False  # cuDNN's kernel; wants a GPU and bfloat16
 
-    # Texts are learned from sketches first, at a fifth of a step's cost.
-    config.early = 0.25 if model.sketch.layers else 0.0
-
     diffusion = config.diffusion = ConfigDict()
     diffusion.schedule = "flow"  # a row of diffusion.schedules.SCHEDULES
     diffusion.prediction = "x"  # a row of diffusion.prediction.PREDICTIONS
@@ -148,7 +148,7 @@ def get_config(arg: str = "") -> ConfigDict:
     diffusion.sigmoid_bias = 2.0  # weighting=sigmoid alone
     diffusion.time_sampling = "logit_normal"  # a row of diffusion.time_sampling.TIME_SAMPLINGS
     # logit_normal and log_normal alone; rows (share of the training, mean, deviation)
-    diffusion.time_course = ((0.25, 0.9, 0.4), (0.45, 1.3, 0.8), (1.0, 1.5, 1.4))
+    diffusion.time_course = ((0.0, 0.9, 0.4), (0.3, 1.3, 0.8), (1.0, 1.6, 1.4))
 
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "ddpm"  # a row of diffusion.samplers.SAMPLERS
@@ -171,32 +171,23 @@ def get_config(arg: str = "") -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.momentum = 0.95  # of rule=muon
     optimizer.frozen = ()  # patterns of parameter paths that are not trained
-    blocks = r"(resnets|attentions)_\d+/.*kernel"
-    tables = r"text_encoder/token_embedding/embedding"
-    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0, "late": False}
-    muon = {"rule": "muon", "weight_decay": 0.01, "learning_rate_scale": 3.5, "late": False}
-    late = {"late": True}  # rests while config.early lasts
+    blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
+    texts = r"text_encoder/layers_\d+/.*kernel"
+    words = r"text_encoder/token_embedding/embedding"
+    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
+    muon = {"rule": "muon", "weight_decay": 0.01}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
-            "blocks": muon | late | {"pattern": f"unet/.*{blocks}"},
-            "matrices": adamw
-            | late
-            | {"pattern": f"unet/(?!.*{blocks}).*/kernel"}
-            | {"weight_decay": 0.01},
-            "vectors": adamw | late | {"pattern": "unet/.*/(bias|scale|embedding)"},
-            "texts": muon
-            | {"pattern": r"text_encoder/layers_\d+/.*kernel"}
-            | {"learning_rate_scale": 1.5},
-            # A step touches few rows of the table.
+            "blocks": muon | {"pattern": blocks, "learning_rate_scale": 3.5},
+            "texts": muon | {"pattern": texts, "learning_rate_scale": 1.5},
+            # A step touches few rows of the table, and its rows are large.
             "words": adamw
-            | {"pattern": tables}
-            | {"learning_rate_scale": 24 * model.text.embedding_std},
-            "sketch": muon | {"pattern": r"sketch/layers_\d+/.*kernel"},
-            "others": adamw
-            | {"pattern": f"(?!unet/|{tables}).*/(bias|scale|embedding)|sketch/proj_out/kernel"},
+            | {"pattern": words, "learning_rate_scale": 24 * model.text.embedding_std},
+            "matrices": adamw | {"pattern": f"(?!{blocks}|{texts}).*/kernel", "weight_decay": 0.01},
+            "others": adamw | {"pattern": f"(?!{words}).*/(bias|scale|embedding)"},
         }
     )
-    config.ema = ConfigDict({"ema": {"decay": 0.99}})
+    config.ema = ConfigDict({"ema": {"decay": 0.995}})
     config.init = ConfigDict(
         {"text_encoder": "", "unet": "", "sketch": ""}
     )  # "RUN[@step][:ema|raw]" each

@@ -165,5 +165,5 @@ def test_the_published_number_of_parameters(name, parameters):
 def test_the_tables_start_as_the_spec_says():
     encoder = TextEncoder(TEXT_ENCODERS["small"], 1000, 16)
     variables = jax.jit(encoder.init)(jax.random.key(0), TOKENS)["params"]
-    for name in ("token_embedding", "position_embedding"):
-        np.testing.assert_allclose(variables[name]["embedding"].std(), 0.5, rtol=0.05)
+    for name, deviation in (("token_embedding", 0.5), ("position_embedding", 0.01)):
+        np.testing.assert_allclose(variables[name]["embedding"].std(), deviation, rtol=0.05)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from configs import diffusion
 from vision_lang import keys as random_keys
@@ -65,14 +64,7 @@ def config(**changes):
     """A tiny config; `changes` are dotted paths with __ for the dot."""
     made = diffusion.get_config("tiny")
     made.optimizer.update(learning_rate=0.05, warmup=4)
-    made.steps, made.early = 20, 0.0
-    rule = {"rule": "adamw", "learning_rate_scale": 1.0, "late": False}
-    made.optimizer.groups = ConfigDict(
-        {
-            "matrices": rule | {"pattern": ".*/kernel", "weight_decay": 0.01},
-            "others": rule | {"pattern": ".*/bias", "weight_decay": 0.0},
-        }
-    )
+    made.steps = 20
     with made.unlocked():
         for path, value in changes.items():
             *parents, name = path.split("__")

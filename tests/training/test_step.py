@@ -209,10 +209,7 @@ def test_muon_takes_the_orthogonal_part_of_each_matrix():
     shapes = {"a": (6, 4), "b": (3, 2, 2, 5), "c": (4, 6), "d": (12, 5)}
     gradients = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
     groups = ConfigDict(
-        {
-            "g": {"pattern": ".*", "rule": "muon", "weight_decay": 0.5, "learning_rate_scale": 2.0}
-            | {"late": False}
-        }
+        {"g": {"pattern": ".*", "rule": "muon", "weight_decay": 0.5, "learning_rate_scale": 2.0}}
     )
     config = ConfigDict(
         {"learning_rate": 0.1, "schedule": "constant", "warmup": 0, "clip_norm": 0.0}
@@ -233,38 +230,6 @@ def test_muon_takes_the_orthogonal_part_of_each_matrix():
         assert np.diag(inside).min() > 0.6 and np.diag(inside).max() < 1.3
     with pytest.raises(InputError, match="muon is for matrices"):
         optimizer.make(config, 10, optimizer.Packing({"v": jax.numpy.ones(3)}, groups))
-
-
-def test_a_late_group_rests_and_then_begins_anew():
-    rng = np.random.default_rng(0)
-    config = line.config().optimizer
-    config.groups.matrices.late = True
-    params = {"a/kernel": rng.standard_normal(3, np.float32), "a/bias": np.ones(1, np.float32)}
-    packing = optimizer.Packing(params, config.groups)
-    ones = packing.pack(params)
-    gradients = [
-        {"matrices": g[:3], "others": g[3:]} for g in rng.standard_normal((9, 4), np.float32)
-    ]
-    config.clip_norm = 0.0  # the norm is that of all groups together
-
-    def updates(transforms):
-        """One transformation per step, from one state on."""
-        state, found = transforms[0].init(ones), []
-        for transform, gradient in zip(transforms, gradients[-len(transforms) :], strict=True):
-            update, state = transform.update(gradient, state, ones)
-            found.append(update)
-        return {name: np.stack([u[name] for u in found]) for name in ones}
-
-    early = optimizer.make(config, 9, packing, early=4, resting=True)
-    both = updates([early] * 4 + [optimizer.make(config, 9, packing, early=4)] * 5)
-    np.testing.assert_array_equal(both["matrices"][:4], 0)
-    anew, whole = (
-        updates([optimizer.make(config, 5, packing)] * 5),
-        [optimizer.make(config, 9, packing)] * 9,
-    )
-    np.testing.assert_array_equal(both["matrices"][4:], anew["matrices"])
-    np.testing.assert_array_equal(both["others"], updates(whole)["others"])
-    assert np.abs(anew["matrices"][-1]).min() > 0
 
 
 def test_learning_rates():

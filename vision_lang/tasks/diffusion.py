@@ -6,7 +6,6 @@ Images are uint8 in batches and float32 in [-1, 1] here.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,7 +89,6 @@ class Diffusion:
     patch: int
     resolution: int
     batch_size: int
-    sketch_only: bool = False  # training teaches the text encoder and the sketch alone
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
@@ -120,10 +118,6 @@ class Diffusion:
         if self.sketches:
             params["sketch"] = self.sketch.init(sketch_key, context, null.mask)["params"]
         return {"params": params}
-
-    def early(self) -> Diffusion:
-        """The task of the first steps: texts are learned before pictures are drawn from them."""
-        return dataclasses.replace(self, sketch_only=True)
 
     @property
     def sketches(self) -> bool:
@@ -175,11 +169,8 @@ class Diffusion:
         encoded = self.encode(variables, condition, dropout)
 
         weight = batch["weight"]
-        if train and self.sketch_only:
-            losses = counted = jnp.zeros_like(weight)
-        else:
-            losses, counted = self._denoising(variables, x0, t, encoded, keys, dropout), weight
-        metrics = self._loss_by_noise(losses, t, counted)
+        losses = self._denoising(variables, x0, t, encoded, keys, dropout)  # [B]
+        metrics = self._loss_by_noise(losses, t, weight)
         if encoded.sketch is not None:
             missed = weighting.squared_error(encoded.sketch - x0, mean=self.mean_weight)
             metrics["loss_sketch"] = ((missed * weight).sum(), weight.sum())

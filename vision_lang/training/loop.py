@@ -97,8 +97,7 @@ def train(
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
-                advance = job.early_step if step <= job.early else job.step
-                state, bad = advance(state, next(feed))
+                state, bad = job.step(state, next(feed))
                 flying.add(step, bad)
                 saved.check()
 

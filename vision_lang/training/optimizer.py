@@ -169,32 +169,19 @@ def muon(
 RULES = {"adamw": adamw, "muon": muon}
 
 
-def make(
-    config: ConfigDict, steps: int, packing: Packing, early: int = 0, resting: bool = False
-) -> optax.GradientTransformation:
+def make(config: ConfigDict, steps: int, packing: Packing) -> optax.GradientTransformation:
     """Returns the optimizer over {group: vector}.
 
     Global-norm clipping (0 = none), then each group's `rule` with its own weight decay and a
-    factor on the learning rate. A group that is `late` rests in the first `early` of the steps:
-    the optimizer of these, made with `resting`, leaves its parameters and its state alone, so that
-    its own warm-up begins afterwards. The states of both optimizers are the same.
+    factor on the learning rate.
     """
+    rate = learning_rate(config, steps)
 
     def of_group(name: str, spec: ConfigDict) -> optax.GradientTransformation:
-        rate = learning_rate(config, steps - early if spec.late else steps)
         own_rate = lambda step: spec.learning_rate_scale * rate(step)  # noqa: E731
         rule = choose(RULES, spec.rule, "optimizer rule")
-        moving = rule(config, spec, own_rate, packing.shapes(name))
-        return rest(moving) if resting and spec.late else moving
+        return rule(config, spec, own_rate, packing.shapes(name))
 
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     groups = {n: of_group(n, spec) for n, spec in config.groups.items() if packing.shapes(n)}
     return optax.chain(*clip, optax.partition(groups, lambda vectors: {g: g for g in vectors}))
-
-
-def rest(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same state, and updates of nothing."""
-    return optax.GradientTransformation(
-        optimizer.init,
-        lambda updates, state, params=None: (jax.tree.map(jnp.zeros_like, updates), state),
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -37,8 +36,6 @@ class Job:
     task: Any
     parallel: parallel.Parallel
     step: Any  # compiled (state, batch) -> (state, bad steps in a row)
-    early_step: Any  # the same for the first `early` steps, if there are any
-    early: int
     state: state.TrainState  # before the first step, on the devices
 
 
@@ -95,32 +92,7 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
     task = make_task(config, words, len(data.class_names or []))
     way = parallel.make(config.parallel, config.batch_size, config.accumulate)
     step, first = start(config, task)
-    return Job(
-        config=config,
-        data=data,
-        tokenizer=words,
-        task=task,
-        parallel=way,
-        step=way.step(step),
-        early_step=way.step(early_form(config, step)) if early_steps(config) else None,
-        early=early_steps(config),
-        state=way.place_state(first),
-    )
-
-
-def early_steps(config: ConfigDict) -> int:
-    """The number of steps that are the task's early ones."""
-    if not 0.0 <= config.early < 1.0:
-        raise InputError(f"config.early={config.early}: a share of the training, 0 to less than 1.")
-    return round(config.early * config.steps)
-
-
-def early_form(config: ConfigDict, step: Step) -> Step:
-    """The step of the early part: another loss, and groups that rest; the same state."""
-    resting = optimizer.make(
-        config.optimizer, config.steps, step.packing, early_steps(config), resting=True
-    )
-    return dataclasses.replace(step, task=step.task.early(), optimizer=resting)
+    return Job(config, data, words, task, way, way.step(step), way.place_state(first))
 
 
 def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
@@ -132,7 +104,7 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     first = state.create(variables, tuple(config.optimizer.frozen), tuple(config.ema.keys()))
     first = first.replace(params=_initialised(first.params, config.init))
     packing = optimizer.Packing(first.params, config.optimizer.groups)
-    optimiser = optimizer.make(config.optimizer, config.steps, packing, early_steps(config))
+    optimiser = optimizer.make(config.optimizer, config.steps, packing)
     step = Step(
         task=task,
         optimizer=optimiser,
