@@ -38,11 +38,8 @@ def test_each_example_counts_once_for_any_batch_size(context, weights):
         )
         found.append(evaluate(weights, False).numbers)
     one, other = found
-    assert set(one) == {
-        f"validation/{name}{suffix}"
-        for name in ("loss", "loss_t0.125", "loss_t0.375", "loss_t0.625", "loss_t0.875")
-        for suffix in ("", "_raw")
-    }
+    parts = ("", "_sketch", "_t0.125", "_t0.375", "_t0.625", "_t0.875")
+    assert set(one) == {f"validation/loss{part}{end}" for part in parts for end in ("", "_raw")}
     for name, value in one.items():
         assert other[name] == pytest.approx(value, rel=1e-6), name
     assert one["validation/loss"] != one["validation/loss_raw"]
