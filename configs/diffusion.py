@@ -64,8 +64,9 @@ recipe drew 81 % right after 1,800 steps, where 54 % were right before (256 prom
   * The U-Net's loss tells the text encoder little of what is decided at much noise; the sketch's
     tells it at every step.
   * No gain from 550 first steps of text and sketch alone, though they take a seventh of the time:
-    1,650 steps of the U-Net then reach the errors of 1,550 without (77 and 78 % right in two runs).
-    As a branch of one program (lax.cond) they made every step five times slower on a CPU.
+    1,650 steps of the U-Net then reach the errors of 1,550 without (77 and 78 % right in two runs,
+    which also had other times and dropped fewer captions). As a branch of one
+    program (lax.cond) they made every step several times slower on a CPU.
   * What still fails: one object drawn twice, and bars, a third of which the oracle finds deformed.
   * What is learned at much noise, where most of the error cannot be avoided, drowns what is learned
     at little noise, and the reverse; a narrow range of times learns fastest. So the range opens
