@@ -284,7 +284,7 @@ def test_the_sketch_is_seen_by_the_network_and_learns_from_pictures_alone():
 
     @jax.jit
     def both(params):
-        """The loss of the network alone, that of the sketch, and the sketch."""
+        """The loss of the network alone, and that of the sketch."""
         values = {"params": params}
         losses, _, metrics = task.loss(
             values, rows, keys(), across=parallel.ONE_DEVICE, train=False
