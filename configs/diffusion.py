@@ -101,7 +101,7 @@ SIZES = {
 PROMPTS = (
     "two objects: a red circle above a blue square",
     "one large green cross on a white background",
-    "a pair of shapes: a small yellow ring left of a large purple bar",
+    "a pair of shapes: a small yellow ring left of a large purple plus",
     "there are two objects, a cyan triangle to the right of an orange square on a black background",
     "one small pink circle",
     "three objects: a red square left of a blue triangle, and a yellow circle",

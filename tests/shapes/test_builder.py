@@ -55,7 +55,7 @@ def test_examples_are_the_scenes_of_the_world(folder):
 def test_a_prepared_folder_is_read_without_the_builder(folder):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder / "shapes" / "tiny" / "4.0.0"))
+    builder = tfds.builder_from_directory(str(folder / "shapes" / "tiny" / "5.0.0"))
     example = builder.as_data_source("test")[0]
     assert example["image"].shape == (32, 32, 3) and example["image"].dtype == np.uint8
     names = builder.info.features["scene"]["objects"]["colour"].names

@@ -23,7 +23,18 @@ PAINT = {
 # Without anti-aliasing, as a human paints pixels.
 BOX_8 = ["########"] * 8
 BOX_12 = ["############"] * 12
-BAR_10 = ["##########"] * 4
+PLUS_10 = """
+    ...####...
+    ...####...
+    ...####...
+    ##########
+    ##########
+    ##########
+    ##########
+    ...####...
+    ...####...
+    ...####...
+""".split()
 DISC_8 = """
     ..####..
     .######.
@@ -109,7 +120,7 @@ HAND_PAINTED = [
     ("E", "y", DISC_8, "grey", "yellow", "circle", "small"),
     ("N", "c", DISC_12, "brown", "cyan", "circle", "large"),
     ("W", "g", WEDGE, "white", "green", "triangle", "large"),
-    ("K", "p", BAR_10, "black", "purple", "bar", "small"),
+    ("K", "p", PLUS_10, "black", "purple", "plus", "small"),
     ("E", "o", SALTIRE, "grey", "orange", "cross", "large"),
     ("N", "k", HOOP, "brown", "pink", "ring", "large"),
 ]

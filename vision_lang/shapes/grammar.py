@@ -24,7 +24,7 @@ SHAPE_WORDS = {
     "triangle": ("triangle", "wedge"),
     "cross": ("cross", "saltire"),
     "ring": ("ring", "hoop"),
-    "bar": ("bar", "plank"),
+    "plus": ("plus", "plus sign"),
 }
 COLOUR_WORDS = {
     "red": ("red", "crimson"),

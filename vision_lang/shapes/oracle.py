@@ -27,7 +27,6 @@ COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are close
 SIZE_TOLERANCE = 0.2  # of a radius, relative: 1.2 x small is 0.8 x large
 BLUR_TOLERANCE = 1.25  # standard deviation of an edge, px
 DEFORMATION = 0.1  # of the radius; a square is a circle with 0.14
-BAR_DEFORMATION = 0.05  # a bar that is a tenth too short is else but a smaller bar
 SMALLEST_BLOB = 0.01  # part of the picture; a small triangle covers 0.030
 DEBRIS = 0.0025  # what is larger but no object is a fragment: 3 px of 1024, as noise never makes
 MEAN_RESIDUAL = 0.06  # noise of sigma 0.05 leaves 0.04
@@ -116,8 +115,7 @@ def read(image: np.ndarray) -> Reading:
         read_object, problem = _name(fit.take(np.array([k])), ground, side)
         objects.append(read_object)
         reason = reason or problem
-    is_bar = np.array([o.shape == "bar" for o in objects])
-    if (bent > np.where(is_bar, BAR_DEFORMATION, DEFORMATION)).any():
+    if (bent > DEFORMATION).any():
         reason = reason or "an object that is deformed"
     return Reading(
         tuple(objects),

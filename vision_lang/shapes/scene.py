@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # Alike in size and unlike in form: the closest two, circle and square, differ in a sixth of the
 # square. What differs less, as circle and diamond would, a network learns long after the colours.
-SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
+SHAPES = ("circle", "square", "triangle", "cross", "ring", "plus")
 
 # sRGB, 0..255. Any two colours that a picture may hold, backgrounds included, lie at least 0.4
 # apart (Euclidean, on [0, 1]), so that a colour that is off by 0.1 is still itself.
@@ -42,7 +42,7 @@ REACH: dict[str, tuple[float, float]] = {
     "triangle": (1.06, 1.22),
     "cross": (1.18, 1.18),
     "ring": (1.08, 1.08),
-    "bar": (1.2, 0.45),
+    "plus": (1.2, 1.2),
 }
 GAP = 0.04  # between the boxes that hold two objects, along x or y: 1.3 px of 32
 RIM = 0.02  # between such a box and the picture's edge

@@ -52,7 +52,7 @@ HELD_OUT: tuple[Kind, ...] = (
     ("green", "triangle"),
     ("yellow", "cross"),
     ("orange", "ring"),
-    ("pink", "bar"),
+    ("pink", "plus"),
 )
 KINDS: tuple[Kind, ...] = tuple(itertools.product(COLOURS, SHAPES))
 SEEN: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind not in HELD_OUT)

@@ -47,7 +47,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     never stand together elsewhere; each of its scenes shows one of these (shapes/splits.py).
     """
 
-    VERSION = tfds.core.Version("4.0.0")
+    VERSION = tfds.core.Version("5.0.0")
     BUILDER_CONFIGS = [
         ShapesConfig(name="32", description="32 x 32 px", resolution=32),
         ShapesConfig(name="64", description="64 x 64 px", resolution=64),
