@@ -11,7 +11,7 @@ from tests.models.parameters import random_parameters
 from vision_lang.models.sketch import Sketch, SketchSpec
 
 SIDE, LENGTH, WIDTH = 6, 5, 8
-SKETCH = Sketch(SketchSpec(width=8, layers=2, heads=2, cells=2), SIDE)
+SKETCH = Sketch(SketchSpec(width=8, layers=2, heads=2, cells=2, hints=2), SIDE)
 RNG = np.random.default_rng(3)
 CONTEXT = RNG.normal(size=(3, LENGTH, WIDTH)).astype(np.float32)
 MASK = np.arange(LENGTH) < np.array([[2], [5], [1]])
@@ -19,12 +19,13 @@ PARAMS = random_parameters(SKETCH, CONTEXT, MASK)
 
 
 def draw(context=CONTEXT, mask=MASK, params=PARAMS):
-    return np.asarray(SKETCH.apply({"params": params}, context, mask))
+    """The picture and, as further channels, the hints."""
+    return np.concatenate(SKETCH.apply({"params": params}, context, mask), axis=-1)
 
 
 def test_padding_and_other_rows_change_nothing():
     picture = draw()
-    assert picture.shape == (3, SIDE, SIDE, 3) and picture.dtype == np.float32
+    assert picture.shape == (3, SIDE, SIDE, 3 + 2) and picture.dtype == np.float32
     changed = np.where(MASK[..., None], CONTEXT, 9.0)
     np.testing.assert_array_equal(draw(changed), picture)
     np.testing.assert_allclose(draw(CONTEXT[:, :2], MASK[:, :2])[::2], picture[::2], atol=1e-5)
@@ -56,11 +57,13 @@ def test_it_learns_the_mean_of_what_a_text_goes_with():
         params, state = carry
 
         def loss(p):
-            picture = jnp.asarray(SKETCH.apply({"params": p}, context, mask))
+            picture = SKETCH.apply({"params": p}, context, mask)[0]
             return jnp.square(picture[:, None] - pictures).mean()
 
         updates, state = optimizer.update(jax.grad(loss)(params), state)
         return optax.apply_updates(params, updates), state
 
     params, _ = jax.lax.fori_loop(0, 300, step, (params, optimizer.init(params)))
-    np.testing.assert_allclose(draw(context, mask, params), pictures.mean(1), atol=0.02)
+    learned = draw(context, mask, params)
+    np.testing.assert_allclose(learned[..., :3], pictures.mean(1), atol=0.02)
+    np.testing.assert_array_equal(learned[..., 3:], 0)  # no picture teaches the hints

@@ -50,7 +50,7 @@ FASHION_CLASSES = (
 )  # fmt: skip
 
 PRESETS: dict[str, Preset] = {
-    "shapes": Preset(resolution=32, text_length=32, vocab_size=512),
+    "shapes": Preset(resolution=32, text_length=34, vocab_size=512),
     "folder": Preset(image="image", label="label", text="text"),
     "idx": Preset(
         image="image", label="label", resolution=32, crop="pad", background=(0, 0, 0)

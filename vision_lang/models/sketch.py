@@ -6,6 +6,9 @@ network the mean that its text encoder predicts. The U-Net sees its own noise le
 step, so without a sketch the text encoder hears little of what is decided at high noise: how many
 objects there are and how they stand to each other.
 
+Beside the mean there is room for hints, channels that no picture teaches: what may lie where, as
+the U-Net's own loss makes them. The mean of two layouts does not tell what belongs together.
+
 Shapes: B batch, H = W side of the picture, K cells along a side, L text length, D text width.
 """
 
@@ -32,18 +35,20 @@ class SketchSpec:
       layers: of cross-attention to the text and a feed-forward network, each cell for itself.
       heads: attention heads.
       cells: K; a cell is a square of side / K pixels.
+      hints: channels of the hints.
     """
 
     width: int = 64
     layers: int = 0
     heads: int = 4
     cells: int = 4
+    hints: int = 0
 
 
 SKETCHES = {
     "none": SketchSpec(),
-    "tiny": SketchSpec(width=16, layers=1, heads=2, cells=2),
-    "small": SketchSpec(width=64, layers=2, heads=4, cells=4),
+    "tiny": SketchSpec(width=16, layers=1, heads=2, cells=2, hints=1),
+    "small": SketchSpec(width=64, layers=2, heads=4, cells=4, hints=4),
 }
 
 
@@ -63,7 +68,8 @@ class Block(nn.Module):
 
 
 class Sketch(nn.Module):
-    """Text [B, L, D] -> picture [B, side, side, channels] in float32."""
+    """Text [B, L, D] -> picture [B, side, side, channels] and hints [B, side, side, spec.hints],
+    both float32."""
 
     spec: SketchSpec
     side: int
@@ -71,8 +77,11 @@ class Sketch(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, context: jax.Array, mask: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         spec, pixels = self.spec, self.side // self.spec.cells
+        channels = self.channels + spec.hints
         places = nn.Embed(
             spec.cells**2,
             spec.width,
@@ -87,10 +96,11 @@ class Sketch(nn.Module):
             x = Block(spec, self.dtype, name=f"layers_{i}")(x, context, mask)
         x = layer_norm(1e-5, "norm_out")(x).astype(self.dtype)
         x = nn.Dense(
-            self.channels * pixels**2,
+            channels * pixels**2,
             dtype=self.dtype,
             kernel_init=nn.initializers.zeros,
             name="proj_out",
         )(x)
-        x = x.reshape(-1, spec.cells, spec.cells, self.channels * pixels**2)
-        return depth_to_space(x.astype(jnp.float32), pixels)
+        x = x.reshape(-1, spec.cells, spec.cells, channels * pixels**2)
+        x = depth_to_space(x.astype(jnp.float32), pixels)
+        return x[..., : self.channels], x[..., self.channels :]

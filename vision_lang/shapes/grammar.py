@@ -61,21 +61,18 @@ TEMPLATES = {
         "{n} {o} : {A} {g}",
         "there is {n} {a} {g}",
         "{g} {n} {a}",
-        "a picture of {n} {a} {g}",
     ),
     2: (
         "{n} {o} : {A} {r} {B} {g}",
         "there are {n} {o} , {A} {r} {B} {g}",
         "{g} {n} {o} : {A} {r} {B}",
         "{A} is {r} {B} , {n} {o} {g}",
-        "a picture of {n} {o} : {A} {r} {B} {g}",
     ),
     3: (
         "{n} {o} : {A} {r} {B} , and {C} {g}",
         "there are {n} {o} , {A} {r} {B} , and {C} {g}",
         "{g} {n} {o} : {C} , and {A} {r} {B}",
         "{A} is {r} {B} , and {C} , {n} {o} {g}",
-        "a picture of {n} {o} : {A} {r} {B} , and {C} {g}",
     ),
 }
 

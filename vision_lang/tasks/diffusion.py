@@ -60,12 +60,14 @@ class Encoded(NamedTuple):
 
     context, mask: the text's vectors [B, L, D], and which of them may be attended (None: all).
     sketch: the mean of the pictures that the text fits, [B, H, W, 3]; None = there is none.
+    hints: what else the sketch's network tells the U-Net, [B, H, W, hints]; None as well.
     label: [B] int32.
     """
 
     context: jax.Array
     mask: jax.Array | None
     sketch: jax.Array | None
+    hints: jax.Array | None
     label: jax.Array
 
 
@@ -111,8 +113,8 @@ class Diffusion:
         text = self.text_encoder.init(text_key, null.tokens)
         context, _ = self.text_encoder.apply(text, null.tokens)
         side = self.resolution // self.patch
-        channels = 3 * self.patch**2 * (2 if self.sketches else 1)
-        x = jnp.zeros((1, side, side, channels))
+        channels = 3 + (3 + self.sketch.spec.hints if self.sketches else 0)
+        x = jnp.zeros((1, side, side, channels * self.patch**2))
         unet = self.unet.init(unet_key, x, jnp.zeros(1), context, null.mask, null.label)
         params = {"text_encoder": text["params"], "unet": unet["params"]}
         if self.sketches:
@@ -215,16 +217,18 @@ class Diffusion:
             {"params": params["text_encoder"]}, condition.tokens, mask, dropout
         )
         sketch: Any = None
+        hints: Any = None
         if self.sketches:
-            sketch = self.sketch.apply({"params": params["sketch"]}, context, mask)
-        return Encoded(context, mask, sketch, condition.label)
+            sketch, hints = self.sketch.apply({"params": params["sketch"]}, context, mask)
+        return Encoded(context, mask, sketch, hints, condition.label)
 
     def network(self, variables, x, time, encoded: Encoded, dropout=None) -> jax.Array:
         """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
         params = {"params": variables["params"]["unet"]}
         if encoded.sketch is not None:
             # The sketch is learned from the pictures alone and so stays their mean.
-            x = jnp.concatenate([x, jax.lax.stop_gradient(encoded.sketch)], axis=-1)
+            sketch = jax.lax.stop_gradient(encoded.sketch)
+            x = jnp.concatenate([x, sketch, encoded.hints], axis=-1)
         x = layers.space_to_depth(x, self.patch)
         output, _ = self.unet.apply(
             params, x, time, encoded.context, encoded.mask, encoded.label, dropout
