@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from vision_lang.errors import InputError
 from vision_lang.shapes import splits
 from vision_lang.shapes.draw import draw_float
-from vision_lang.shapes.grammar import caption, meaning
+from vision_lang.shapes.grammar import caption, describe, meaning, parse
 from vision_lang.shapes.scene import Scene, holds, relation
 
 NEVER_IN_TRAIN = {
@@ -161,3 +162,38 @@ def test_there_is_room_for_the_three_widest(grid):
         rng = np.random.default_rng(seed)
         centres = splits._place(rng, kinds, ["large"] * 3, "", grid)
         assert centres.shape == (3, 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_possible_scenes_of_a_caption_are_those_that_are_drawn(count):
+    """Its own scene is one of them, and of the same objects drawn anew none is missing."""
+    index = 3 * 5 + count - 1  # numbers of objects come in turn
+    scene = splits.sample(0, "test", index)
+    text = caption(scene, splits.generator(0, "test", index, 1))
+    scenes, shares = splits.possible(parse(text))
+    unordered = [(frozenset(s.objects), s.background) for s in scenes]
+    assert (frozenset(scene.objects), scene.background) in unordered
+    assert len(set(unordered)) == len(scenes)
+    assert shares.min() > 0 and abs(shares.sum() - 1) < 1e-12
+    everything = describe(scene)
+    few, _ = splits.possible(everything)
+    assert {tuple(describe(s).relations) for s in few} == {everything.relations}
+    rng = np.random.default_rng(0)
+    stands = relation(
+        scene.objects[0].x - scene.objects[-1].x, scene.objects[0].y - scene.objects[-1].y
+    )
+    drawn = set()
+    for _ in range(1500):
+        places = splits._place(
+            rng,
+            tuple(o.kind for o in scene.objects),
+            [o.size for o in scene.objects],
+            stands if count == 2 else "",
+            splits.GRID,
+        )
+        moved = [
+            dataclasses.replace(o, x=float(x), y=float(y))
+            for o, (x, y) in zip(scene.objects, places, strict=True)
+        ]
+        drawn.add(Scene(tuple(moved), scene.background))
+    assert {s for s in drawn if describe(s).relations == everything.relations} == set(few)

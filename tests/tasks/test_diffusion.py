@@ -279,9 +279,7 @@ def test_the_loss_of_x_prediction_by_hand():
 
 
 def test_the_sketch_is_seen_by_the_network_and_learns_from_pictures_alone():
-    task = make(
-        diffusion__mean_weight=0.2, diffusion__sketch_weight=4.0, model__sketch__hints=2
-    )
+    task = make(diffusion__mean_weight=0.2, diffusion__sketch_weight=4.0, model__sketch__hints=2)
     variables, rows = weights(task), batch()
 
     @jax.jit

@@ -17,12 +17,14 @@ stand to each other, without sizes, positions and background.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 
 import numpy as np
 
 from vision_lang.errors import choose
+from vision_lang.shapes.grammar import Description
 from vision_lang.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -167,13 +169,56 @@ def _place(
         else:
             first = np.ceil(low * grid)  # of the multiples inside; the last is its mirror image
             centres = (first + np.floor((grid - 2 * first + 1) * u)) / grid
-        good = np.ones(len(centres), bool)
-        for i, j in itertools.combinations(range(len(kinds)), 2):
-            d = centres[:, i] - centres[:, j]
-            good &= (np.abs(d) >= reach[i] + reach[j] + GAP).any(1)
-            most, least = np.abs(d).max(1), np.abs(d).min(1)
-            good &= (most >= DRAWN_MARGIN) & (most - least >= DOMINANCE)
-        for candidate in centres[good]:
+        for candidate in centres[_fit(centres, reach)]:
             if not stands or relation(*(candidate[0] - candidate[1])) == stands:
                 return candidate.astype(np.float32)  # what a data set stores is then exact
     raise RuntimeError(f"No room for {kinds} of sizes {sizes}: SIZES, GAP and RIM do not fit.")
+
+
+def _moved(o: Object, centre: np.ndarray) -> Object:
+    return dataclasses.replace(o, x=float(centre[0]), y=float(centre[1]))
+
+
+def _fit(centres: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Which centres [m, n, 2] of objects that reach [n, 2] keep all objects apart; bool [m]."""
+    good = np.ones(len(centres), bool)
+    for i, j in itertools.combinations(range(len(reach)), 2):
+        d = centres[:, i] - centres[:, j]
+        good &= (np.abs(d) >= reach[i] + reach[j] + GAP).any(1)
+        most, least = np.abs(d).max(1), np.abs(d).min(1)
+        good &= (most >= DRAWN_MARGIN) & (most - least >= DOMINANCE)
+    return good
+
+
+def possible(stated: Description) -> tuple[list[Scene], np.ndarray]:
+    """All scenes of the data set that a caption can have been written for.
+
+    Returns:
+      The scenes, and how probable each is given the caption, [scenes], of sum 1: sizes and
+      backgrounds are drawn evenly, and then the places evenly over those that are admissible.
+    """
+    backgrounds = [stated.background] if stated.background else list(BACKGROUNDS)
+    options = [[o.size] if o.size else list(SIZES) for o in stated.objects]
+    scenes, shares = [], []
+    for sizes in itertools.product(*options):
+        objects = [
+            Object(o.shape, o.colour, size, 0.0, 0.0)
+            for o, size in zip(stated.objects, sizes, strict=True)
+        ]
+        reach = np.array([o.reach for o in objects])
+        places = []
+        for low in RIM + reach:
+            x, y = (np.arange(np.ceil(a * GRID), GRID - np.ceil(a * GRID) + 1) / GRID for a in low)
+            places.append(list(itertools.product(x, y)))
+        centres = np.array(list(itertools.product(*places)))  # [m, n, 2]
+        admissible = centres[_fit(centres, reach)]
+        found = [
+            tuple(map(_moved, objects, c))
+            for c in admissible
+            if all(relation(*(c[i] - c[j])) == name for i, name, j in stated.relations)
+        ]
+        # Of two objects the relation is drawn before the places, of three it is what came of them.
+        share = 1 / len(found if len(objects) == 2 else admissible) if found else 0.0
+        scenes += [Scene(placed, b) for placed in found for b in backgrounds]
+        shares += [share] * len(found) * len(backgrounds)
+    return scenes, np.array(shares) / np.sum(shares)
