@@ -128,7 +128,7 @@ def _run() -> None:
                 list(texts), loaded.config.data.text_length
             )
             pictures, log_prior = possible_pictures(list(texts), side)
-            keys = random_keys.per_example(random_keys.make(0, "exact"), np.asarray(places))
+            keys = random_keys.per_example(random_keys.make(0, "exact"), jnp.asarray(places))
             found.append(function(texts, (tokens, mask, pictures, log_prior, keys)))
         return found
 

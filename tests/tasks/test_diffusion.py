@@ -188,7 +188,7 @@ def test_longer_padding(policy):
 
 
 def test_a_label_is_the_condition_and_texts_are_not():
-    echo = Echo(make(classes=3, condition="label"))
+    echo = Echo(make(classes=3, condition="label", model__sketch__layers=0))
     condition = echo.task.condition_of(batch())
     np.testing.assert_array_equal(condition.label, [0, 1, 2, 3])  # -1 is the null class
     np.testing.assert_array_equal(condition.tokens, echo.task.conditioning.null(ROWS).tokens)
@@ -200,7 +200,7 @@ def test_a_label_is_the_condition_and_texts_are_not():
 
 
 def test_labels_change_what_the_network_says():
-    task = make(classes=3, condition="label")
+    task = make(classes=3, condition="label", model__sketch__layers=0)
     assert task.unet.num_classes == 4  # and the null class
     losses = jax.jit(lambda v, label: loss_of(task, v, batch() | {"label": label}))
     variables = weights(task)
@@ -229,6 +229,10 @@ def test_labels_change_what_the_network_says():
         ("diffusion__prediction", "epsilon", "zero signal"),  # with the flow schedule
         ("model__patch", 3, "no multiple of model.patch=3"),
         ("model__sketch__cells", 3, "no multiple of model.sketch.cells=3"),
+        ("diffusion__time_course", ((0.5, 1.0, 1.0), (0.2, 1.0, 1.0)), "rising shares"),
+        ("diffusion__time_course", ((0.0, 1.0),), "rows"),
+        ("diffusion__time_course", (), "rows"),
+        ("diffusion__time_course", ((0.0, 1.0, -1.0),), "negative deviation"),
     ],
 )
 def test_what_is_not_known_is_refused_when_the_config_is_read(field, value, part):

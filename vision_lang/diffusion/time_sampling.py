@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_lang.diffusion.schedules import Schedule
-from vision_lang.errors import choose
+from vision_lang.errors import InputError, choose
 
 Array = Any
 # Of a normal's mean and deviation: rows (share of the training, mean, deviation), shares rising;
@@ -93,6 +93,19 @@ def log_normal(course: Course = ((0.0, -1.2, 1.2),)) -> TimeSampling:
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw
+
+
+def check(course: Course) -> None:
+    """Raises InputError for a course that is none."""
+    rows = [tuple(row) for row in course]
+    shares = [row[0] for row in rows if len(row) == 3]
+    if not rows or len(shares) < len(rows) or shares != sorted(set(shares)):
+        raise InputError(
+            f"diffusion.time_course={rows} wants rows (share of the training, mean, deviation) "
+            "with rising shares."
+        )
+    if min(row[2] for row in rows) < 0:
+        raise InputError(f"diffusion.time_course={rows} has a negative deviation.")
 
 
 def _at(course: Course, progress: Array | float) -> tuple[jax.Array, jax.Array]:

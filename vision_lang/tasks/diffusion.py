@@ -228,7 +228,7 @@ class Diffusion:
         if encoded.sketch is not None:
             # The sketch is learned from the pictures alone and so stays their mean.
             sketch = jax.lax.stop_gradient(encoded.sketch)
-            x = jnp.concatenate([x, sketch, encoded.hints], axis=-1)
+            x = jnp.concatenate([x, sketch, jnp.asarray(encoded.hints)], axis=-1)
         x = layers.space_to_depth(x, self.patch)
         output, _ = self.unet.apply(
             params, x, time, encoded.context, encoded.mask, encoded.label, dropout
@@ -310,6 +310,11 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
         raise InputError(
             f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
         )
+    if config.condition == "label" and model.sketch.layers:
+        raise InputError(
+            "condition=label gives a sketch no text to read: give the config's argument, "
+            "--config=configs/diffusion.py:condition=label, or --config.model.sketch.layers=0."
+        )
     if model.sketch.layers and config.data.resolution % model.sketch.cells:
         raise InputError(
             f"data.resolution={config.data.resolution} is no multiple of "
@@ -318,6 +323,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
+    time_sampling.check(diffusion.time_course)
     course = {"course": diffusion.time_course}
     time_arguments = {"logit_normal": course, "log_normal": course}
     weight_arguments = {
