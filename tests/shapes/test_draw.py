@@ -133,7 +133,7 @@ def _inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
         "triangle": (v < 0.61) & (v > -1.22 + abs(u) * 3**0.5),
         "cross": (np.maximum(slash, backslash) < 1.3) & (np.minimum(slash, backslash) < 0.36),
         "ring": (distance < 1.08) & (distance > 0.55),
-        "plus": (np.maximum(abs(u), abs(v)) < 1.2) & (np.minimum(abs(u), abs(v)) < 0.42),
+        "plus": (np.maximum(abs(u), abs(v)) < 1.15) & (np.minimum(abs(u), abs(v)) < 0.45),
     }[shape]
 
 

@@ -22,7 +22,7 @@ SQUARE_HALF_SIDE = 1.0
 TRIANGLE_CIRCUMRADIUS = 1.22  # pointing up, equilateral, its centroid at the centre
 CROSS_HALF_LENGTH, CROSS_HALF_WIDTH = 1.3, 0.36  # its arms point to the corners
 RING_OUTER, RING_INNER = 1.08, 0.55
-PLUS_HALF_LENGTH, PLUS_HALF_WIDTH = 1.2, 0.42
+PLUS_HALF_LENGTH, PLUS_HALF_WIDTH = 1.15, 0.45
 
 
 def _edge(distance: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ REACH: dict[str, tuple[float, float]] = {
     "triangle": (1.06, 1.22),
     "cross": (1.18, 1.18),
     "ring": (1.08, 1.08),
-    "plus": (1.2, 1.2),
+    "plus": (1.15, 1.15),
 }
 GAP = 0.04  # between the boxes that hold two objects, along x or y: 1.3 px of 32
 RIM = 0.02  # between such a box and the picture's edge
