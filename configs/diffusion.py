@@ -116,13 +116,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config = common.base()
     config.task = "diffusion"
     config.condition = given.condition  # "text" | "label"
-    config.caption_drop = 0.1  # share of examples that learn without condition, for guidance
+    config.caption_drop = 0.05  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 1_800
+    config.steps = 2_400
     config.batch_size = 32
-    config.eval_every = 900
-    config.save_every = 900
+    config.eval_every = 1_200
+    config.save_every = 1_200
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
