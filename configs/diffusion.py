@@ -69,9 +69,9 @@ recipe drew 81 % right after 1,800 steps, as the product 77 %, where 54 % were r
     they made every step several times slower on a CPU.
   * Steps are what is left. The exact denoiser (experiments/exact.py) in the network's place draws
     all prompts right in the same 30 steps; so does the network above t = .7 with the exact one
-    below. Its mistakes are made below t = .9. Its squared distance from the exact mean, but for
-    the picture's mean, in 1e-4, two objects; and of 512 prompts the part right (with 100 steps of
-    sampling as with 30):
+    below, which may mend what it finds. Most mistakes are made below t = .9. The squared distance
+    from the exact mean, but for the picture's mean, in 1e-4, two objects; and of 512 prompts the
+    part right (with 100 steps of sampling as with 30):
 
         steps    t = .6   .7   .8   .9    right
         1,800        31   54   94  172     80 %   a bar in place of the plus, no hints

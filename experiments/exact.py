@@ -72,7 +72,7 @@ def _run() -> None:
     from vision_lang.diffusion import samplers
     from vision_lang.evaluators import shapes_oracle
     from vision_lang.shapes import grammar
-    from vision_lang.tasks.diffusion import Condition, Sampling, make_sampler, to_uint8
+    from vision_lang.tasks.diffusion import Sampling, make_sampler, to_uint8
     from vision_lang.training import setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
@@ -97,7 +97,7 @@ def _run() -> None:
         level = task.schedule.level(t)
         x = level.alpha * x0 + level.sigma * noise
         exact = posterior_mean(x, level.alpha, level.sigma, pictures, log_prior)
-        condition = Condition(tokens, mask, jnp.zeros(len(tokens), jnp.int32))
+        condition = task.make_condition(tokens, mask, jnp.zeros(len(tokens), jnp.int32))
         guess = task.denoiser(loaded.variables, condition, Sampling(guidance=1.0))(x, level)
         square = lambda a, b: jnp.square(a - b).mean((1, 2, 3))  # noqa: E731
         return jnp.stack([square(exact, x0), square(guess, x0), square(guess, exact)])
@@ -105,7 +105,7 @@ def _run() -> None:
     @jax.jit
     def draw(tokens, mask, pictures, log_prior, keys, low, high):
         """Pictures uint8 [B, H, W, 3]; the network acts for low < t <= high."""
-        condition = Condition(tokens, mask, jnp.zeros(len(tokens), jnp.int32))
+        condition = task.make_condition(tokens, mask, jnp.zeros(len(tokens), jnp.int32))
         network = task.denoiser(loaded.variables, condition, sampling)
 
         def denoise(x, level):
@@ -120,44 +120,34 @@ def _run() -> None:
         drawn = samplers.sample(make_sampler(sampling), denoise, levels, x, noise_keys)
         return to_uint8(drawn)
 
-    def over_chunks(rows, function):
-        found = []
+    def chunks(rows):
+        """(texts, what `errors` and `draw` take) of CHUNK captions at a time."""
+        places, texts = zip(*rows, strict=True)
+        keys = random_keys.per_example(random_keys.make(0, "exact"), jnp.asarray(places))
+        tokens, mask = loaded.tokenizer.encode_batch(list(texts), loaded.config.data.text_length)
+        columns = (tokens, mask, *possible_pictures(list(texts), side), keys)
         for start in range(0, len(rows), CHUNK):
-            places, texts = zip(*rows[start : start + CHUNK], strict=True)
-            tokens, mask = loaded.tokenizer.encode_batch(
-                list(texts), loaded.config.data.text_length
-            )
-            pictures, log_prior = possible_pictures(list(texts), side)
-            keys = random_keys.per_example(random_keys.make(0, "exact"), jnp.asarray(places))
-            found.append(function(texts, (tokens, mask, pictures, log_prior, keys)))
-        return found
+            here = slice(start, start + CHUNK)
+            yield texts[here], [column[here] for column in columns]
 
-    for count, rows in chosen.items():
-        measured = over_chunks(
-            rows,
-            lambda _, inputs: np.stack(
-                [np.asarray(errors(*inputs, jnp.float32(t))) for t in LEVELS]
-            ),
-        )
-        means = 1e4 * np.concatenate(measured, axis=2).mean(2)  # [levels, 3]
-        print(
-            f"\n{count} object{'s' * (count > 1)}, errors in 1e-4\n{'t':>8} exact network between"
-        )
-        for t, row in zip(LEVELS, means, strict=True):
-            print(f"{t:8.2f} {row[0]:5.0f} {row[1]:7.0f} {row[2]:7.0f}")
+    prepared = {count: list(chunks(rows)) for count, rows in chosen.items()}
+    for count, parts in prepared.items():
+        print(f"\nObjects: {count}; errors in 1e-4\n{'t':>8} exact network between")
+        for t in LEVELS:
+            found = [np.asarray(errors(*inputs, jnp.float32(t))) for _, inputs in parts]
+            exact, network, between = 1e4 * np.concatenate(found, axis=1).mean(1)
+            print(f"{t:8.2f} {exact:5.0f} {network:7.0f} {between:7.0f}")
 
     print("\nThe network acts for   right: one object   two objects")
     for low, high in ((2, 2), (0.7, 2), (-1, 0.7), (-1, 0.8), (-1, 0.9), (-1, 2)):
         shares = []
-        for rows in chosen.values():
-            graded = over_chunks(
-                rows,
-                lambda texts, inputs, low=low, high=high: [
-                    shapes_oracle.judge(np.asarray(picture), text)["grade"]["all_right"]
-                    for picture, text in zip(draw(*inputs, low, high), texts, strict=True)
-                ],
-            )
-            shares.append(np.mean(np.concatenate(graded)))
+        for parts in prepared.values():
+            right = [
+                shapes_oracle.judge(np.asarray(picture), text)["grade"]["all_right"]
+                for texts, inputs in parts
+                for picture, text in zip(draw(*inputs, low, high), texts, strict=True)
+            ]
+            shares.append(np.mean(right))
         where = "no t" if low == high else f"{max(low, 0)} < t <= {min(high, 1)}"
         print(f"{where:>20} {shares[0]:19.3f} {shares[1]:13.3f}")
 

@@ -178,6 +178,14 @@ def test_the_possible_scenes_of_a_caption_are_those_that_are_drawn(count):
     everything = describe(scene)
     few, _ = splits.possible(everything)
     assert {tuple(describe(s).relations) for s in few} == {everything.relations}
+    if count < 3:  # sizes are drawn before the places: each is as probable, however many fit
+        open_sizes = [dataclasses.replace(o, size=None) for o in everything.objects]
+        every, shares = splits.possible(dataclasses.replace(everything, objects=tuple(open_sizes)))
+        totals: dict[tuple[str, ...], float] = {}
+        for s, share in zip(every, shares, strict=True):
+            sizes = tuple(o.size for o in s.objects)
+            totals[sizes] = totals.get(sizes, 0.0) + share
+        np.testing.assert_allclose(list(totals.values()), 0.5**count, rtol=1e-9)
     rng = np.random.default_rng(0)
     stands = relation(
         scene.objects[0].x - scene.objects[-1].x, scene.objects[0].y - scene.objects[-1].y

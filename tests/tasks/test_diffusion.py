@@ -16,7 +16,7 @@ from vision_lang.data import presets
 from vision_lang.diffusion import guidance, schedules
 from vision_lang.errors import InputError
 from vision_lang.models.sketch import Sketch, SketchSpec
-from vision_lang.tasks import diffusion
+from vision_lang.tasks import diffusion, diffusion_config
 from vision_lang.tasks.conditioning import Condition
 from vision_lang.training import parallel
 
@@ -36,8 +36,8 @@ def make(length=LENGTH, classes=0, **changes):
             place = place[parent]
         place[name] = value
     null = (BOS, EOS, *[PAD] * (length - 2))
-    facts = diffusion.DataFacts(WORDS, null, tuple(t != PAD for t in null), classes)
-    return diffusion.from_config(config, facts)
+    facts = diffusion_config.DataFacts(WORDS, null, tuple(t != PAD for t in null), classes)
+    return diffusion_config.from_config(config, facts)
 
 
 def batch(length=LENGTH):
@@ -297,7 +297,7 @@ def test_the_sketch_is_seen_by_the_network_and_learns_from_pictures_alone():
         return losses.sum() - 4.0 * missed, missed
 
     params = variables["params"]
-    sketch = task.encode(variables, task.condition_of(rows)).sketch
+    sketch = task.encode(variables, task.condition_of(rows)).sketch.picture
     error = np.asarray(sketch, np.float64) - (rows["image"] / 127.5 - 1.0)
     mean = error.mean(axis=(1, 2), keepdims=True)
     wanted = ((error - mean) ** 2).mean() + 0.2 * (mean**2).mean()

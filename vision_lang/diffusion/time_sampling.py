@@ -75,6 +75,7 @@ def logit_normal(course: Course = ((0.0, 0.0, 1.0),)) -> TimeSampling:
 
     A positive mean looks at high noise more often.
     """
+    _check(course)
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
         mean, std = _at(course, progress)
@@ -86,6 +87,7 @@ def logit_normal(course: Course = ((0.0, 0.0, 1.0),)) -> TimeSampling:
 
 def log_normal(course: Course = ((0.0, -1.2, 1.2),)) -> TimeSampling:
     """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t."""
+    _check(course)
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
         mean, std = _at(course, progress)
@@ -95,17 +97,16 @@ def log_normal(course: Course = ((0.0, -1.2, 1.2),)) -> TimeSampling:
     return draw
 
 
-def check(course: Course) -> None:
-    """Raises InputError for a course that is none."""
+def _check(course: Course) -> None:
     rows = [tuple(row) for row in course]
     shares = [row[0] for row in rows if len(row) == 3]
     if not rows or len(shares) < len(rows) or shares != sorted(set(shares)):
         raise InputError(
-            f"diffusion.time_course={rows} wants rows (share of the training, mean, deviation) "
-            "with rising shares."
+            f"time_course={rows} wants rows (share of the training, mean, deviation) with rising "
+            "shares."
         )
     if min(row[2] for row in rows) < 0:
-        raise InputError(f"diffusion.time_course={rows} has a negative deviation.")
+        raise InputError(f"time_course={rows} has a negative deviation.")
 
 
 def _at(course: Course, progress: Array | float) -> tuple[jax.Array, jax.Array]:

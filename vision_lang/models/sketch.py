@@ -15,6 +15,7 @@ Shapes: B batch, H = W side of the picture, K cells along a side, L text length,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -52,6 +53,14 @@ SKETCHES = {
 }
 
 
+class Sketched(NamedTuple):
+    """picture: the mean of the pictures that the text fits, [B, side, side, channels]; hints: what
+    else the U-Net is told, [B, side, side, hints]. Both float32."""
+
+    picture: jax.Array
+    hints: jax.Array
+
+
 class Block(nn.Module):
     """One pre-norm layer, [B, K K, width] -> the same."""
 
@@ -68,8 +77,7 @@ class Block(nn.Module):
 
 
 class Sketch(nn.Module):
-    """Text [B, L, D] -> picture [B, side, side, channels] and hints [B, side, side, spec.hints],
-    both float32."""
+    """Text [B, L, D] -> its sketch."""
 
     spec: SketchSpec
     side: int
@@ -77,9 +85,7 @@ class Sketch(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, context: jax.Array, mask: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, context: jax.Array, mask: jax.Array | None = None) -> Sketched:
         spec, pixels = self.spec, self.side // self.spec.cells
         channels = self.channels + spec.hints
         places = nn.Embed(
@@ -103,4 +109,4 @@ class Sketch(nn.Module):
         )(x)
         x = x.reshape(-1, spec.cells, spec.cells, channels * pixels**2)
         x = depth_to_space(x.astype(jnp.float32), pixels)
-        return x[..., : self.channels], x[..., self.channels :]
+        return Sketched(x[..., : self.channels], x[..., self.channels :])

@@ -1,6 +1,6 @@
 """What is learned: each task is a loss, predictions and a batch spec; pure, without files."""
 
-from vision_lang.tasks import diffusion
+from vision_lang.tasks import diffusion_config
 
 # config.task -> (config, facts about the data) -> the task
-TASKS = {"diffusion": diffusion.from_config}
+TASKS = {"diffusion": diffusion_config.from_config}

@@ -11,33 +11,20 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
 from vision_lang.diffusion import guidance as guiding
 from vision_lang.diffusion import prediction as predictions
 from vision_lang.diffusion import samplers, schedules, spacing, time_sampling, weighting
-from vision_lang.errors import InputError, choose
+from vision_lang.errors import choose
 from vision_lang.models import layers
-from vision_lang.models.sketch import Sketch, SketchSpec
-from vision_lang.models.text_encoder import TextEncoder, TextSpec
-from vision_lang.models.unet import UNet, UNetSpec
-from vision_lang.tasks.conditioning import MASK_POLICIES, Condition, TextConditioning
+from vision_lang.models.sketch import Sketch, Sketched
+from vision_lang.models.text_encoder import TextEncoder
+from vision_lang.models.unet import UNet
+from vision_lang.tasks.conditioning import Condition, TextConditioning
 
 Variables = Any
 NOISE_BINS = 4  # the loss is logged for each quarter of t
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-CONDITIONS = {"text": "captions", "label": "classes"}
-
-
-class DataFacts(NamedTuple):
-    """What a task must know of the data set; kept in the run folder beside the config."""
-
-    vocab_size: int
-    null_tokens: tuple[int, ...]  # the empty text as the tokenizer writes it, [L]
-    null_mask: tuple[bool, ...]
-    num_classes: int
 
 
 @dataclass(frozen=True)
@@ -59,21 +46,19 @@ class Encoded(NamedTuple):
     """A condition as the U-Net takes it: arrays with a leading batch axis.
 
     context, mask: the text's vectors [B, L, D], and which of them may be attended (None: all).
-    sketch: the mean of the pictures that the text fits, [B, H, W, 3]; None = there is none.
-    hints: what else the sketch's network tells the U-Net, [B, H, W, hints]; None as well.
+    sketch: the mean of the pictures that the text fits, with hints; None = there is none.
     label: [B] int32.
     """
 
     context: jax.Array
     mask: jax.Array | None
-    sketch: jax.Array | None
-    hints: jax.Array | None
+    sketch: Sketched | None
     label: jax.Array
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
-    """The task. `from_config` builds it; nothing in it changes afterwards."""
+    """The task. `diffusion_config.from_config` builds it; nothing in it changes afterwards."""
 
     text_encoder: TextEncoder
     unet: UNet
@@ -174,7 +159,7 @@ class Diffusion:
         losses = self._denoising(variables, x0, t, encoded, keys, dropout)  # [B]
         metrics = self._loss_by_noise(losses, t, weight)
         if encoded.sketch is not None:
-            missed = weighting.squared_error(encoded.sketch - x0, mean=self.mean_weight)
+            missed = weighting.squared_error(encoded.sketch.picture - x0, mean=self.mean_weight)
             metrics["loss_sketch"] = ((missed * weight).sum(), weight.sum())
             losses = losses + self.sketch_weight * missed
         return losses, {}, metrics
@@ -217,18 +202,17 @@ class Diffusion:
             {"params": params["text_encoder"]}, condition.tokens, mask, dropout
         )
         sketch: Any = None
-        hints: Any = None
         if self.sketches:
-            sketch, hints = self.sketch.apply({"params": params["sketch"]}, context, mask)
-        return Encoded(context, mask, sketch, hints, condition.label)
+            sketch = self.sketch.apply({"params": params["sketch"]}, context, mask)
+        return Encoded(context, mask, sketch, condition.label)
 
     def network(self, variables, x, time, encoded: Encoded, dropout=None) -> jax.Array:
         """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
         params = {"params": variables["params"]["unet"]}
         if encoded.sketch is not None:
-            # The sketch is learned from the pictures alone and so stays their mean.
-            sketch = jax.lax.stop_gradient(encoded.sketch)
-            x = jnp.concatenate([x, sketch, jnp.asarray(encoded.hints)], axis=-1)
+            # The picture is learned from the pictures alone and so stays their mean.
+            picture = jax.lax.stop_gradient(encoded.sketch.picture)
+            x = jnp.concatenate([x, picture, encoded.sketch.hints], axis=-1)
         x = layers.space_to_depth(x, self.patch)
         output, _ = self.unet.apply(
             params, x, time, encoded.context, encoded.mask, encoded.label, dropout
@@ -292,88 +276,6 @@ def fixed_times(schedule: schedules.Schedule, index: jax.Array) -> jax.Array:
     golden = 0.6180339887498949
     u = jnp.mod(index.astype(jnp.float32) * golden + 0.5, 1.0)
     return schedule.t_min + (schedule.t_max - schedule.t_min) * u
-
-
-def from_config(config: ConfigDict, facts: DataFacts) -> Diffusion:
-    """Builds the task and checks every name and number of its config.
-
-    Raises:
-      InputError: an unknown name, an inadmissible (schedule, prediction), an image size that the
-        patches do not divide.
-    """
-    model, diffusion = config.model, config.diffusion
-    choose(CONDITIONS, config.condition, "condition")
-    choose(MASK_POLICIES, config.text_mask, "mask policy")
-    if config.condition == "label" and not facts.num_classes:
-        raise InputError("condition=label needs a data set with classes; this one has none.")
-    if config.data.resolution % model.patch:
-        raise InputError(
-            f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
-        )
-    if config.condition == "label" and model.sketch.layers:
-        raise InputError(
-            "condition=label gives a sketch no text to read: give the config's argument, "
-            "--config=configs/diffusion.py:condition=label, or --config.model.sketch.layers=0."
-        )
-    if model.sketch.layers and config.data.resolution % model.sketch.cells:
-        raise InputError(
-            f"data.resolution={config.data.resolution} is no multiple of "
-            f"model.sketch.cells={model.sketch.cells}."
-        )
-    schedule = schedules.make_schedule(diffusion.schedule)
-    prediction = predictions.make_prediction(diffusion.prediction)
-    predictions.check(schedule, prediction)
-    time_sampling.check(diffusion.time_course)
-    course = {"course": diffusion.time_course}
-    time_arguments = {"logit_normal": course, "log_normal": course}
-    weight_arguments = {
-        **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
-        "sigmoid": {"bias": diffusion.sigmoid_bias},
-    }
-    dtype = choose(DTYPES, model.dtype, "dtype")
-    labelled = config.condition == "label"
-    task = Diffusion(
-        text_encoder=TextEncoder(
-            spec=TextSpec(**model.text),
-            vocab_size=facts.vocab_size,
-            max_length=config.data.text_length,
-            dtype=dtype,
-            remat=model.remat,
-        ),
-        unet=UNet(
-            spec=UNetSpec(**model.unet),
-            out_channels=3 * model.patch**2,
-            num_classes=facts.num_classes + 1 if labelled else 0,
-            dtype=dtype,
-            remat=model.remat,
-            fused=model.fused_attention,
-        ),
-        sketch=Sketch(spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype),
-        schedule=schedule,
-        prediction=prediction,
-        times=time_sampling.make_time_sampling(
-            diffusion.time_sampling, **time_arguments.get(diffusion.time_sampling, {})
-        ),
-        weight=weighting.make_weighting(
-            diffusion.weighting, **weight_arguments.get(diffusion.weighting, {})
-        ),
-        gradient_weight=diffusion.gradient_weight,
-        mean_weight=diffusion.mean_weight,
-        sketch_weight=diffusion.sketch_weight,
-        conditioning=TextConditioning(
-            np.asarray(facts.null_tokens, np.int32),
-            np.asarray(facts.null_mask, bool),
-            config.text_mask,
-            facts.num_classes,
-        ),
-        condition=config.condition,
-        caption_drop=config.caption_drop,
-        patch=model.patch,
-        resolution=config.data.resolution,
-        batch_size=config.batch_size,
-    )
-    check_sampling(task, Sampling(**config.sampling))
-    return task
 
 
 def check_sampling(task: Diffusion, sampling: Sampling) -> None:

@@ -19,7 +19,7 @@ from vision_lang.errors import InputError, choose
 from vision_lang.runs import checkpoint, files
 from vision_lang.runs import folder as folder_lib
 from vision_lang.tasks import TASKS
-from vision_lang.tasks.diffusion import DataFacts
+from vision_lang.tasks.diffusion_config import DataFacts
 from vision_lang.training import optimizer, parallel, state
 from vision_lang.training.step import Step
 

@@ -1,0 +1,111 @@
+"""From a config to the task of `tasks/diffusion.py`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vision_lang.diffusion import prediction as predictions
+from vision_lang.diffusion import schedules, time_sampling, weighting
+from vision_lang.errors import InputError, choose
+from vision_lang.models.sketch import Sketch, SketchSpec
+from vision_lang.models.text_encoder import TextEncoder, TextSpec
+from vision_lang.models.unet import UNet, UNetSpec
+from vision_lang.tasks import diffusion as task_lib
+from vision_lang.tasks.conditioning import MASK_POLICIES, TextConditioning
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+CONDITIONS = {"text": "captions", "label": "classes"}
+
+
+class DataFacts(NamedTuple):
+    """What a task must know of the data set; kept in the run folder beside the config."""
+
+    vocab_size: int
+    null_tokens: tuple[int, ...]  # the empty text as the tokenizer writes it, [L]
+    null_mask: tuple[bool, ...]
+    num_classes: int
+
+
+def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
+    """Builds the task and checks every name and number of its config.
+
+    Raises:
+      InputError: an unknown name, an inadmissible (schedule, prediction), an image size that the
+        patches do not divide.
+    """
+    model, diffusion = config.model, config.diffusion
+    choose(CONDITIONS, config.condition, "condition")
+    choose(MASK_POLICIES, config.text_mask, "mask policy")
+    if config.condition == "label" and not facts.num_classes:
+        raise InputError("condition=label needs a data set with classes; this one has none.")
+    if config.data.resolution % model.patch:
+        raise InputError(
+            f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
+        )
+    if config.condition == "label" and model.sketch.layers:
+        raise InputError(
+            "condition=label gives a sketch no text to read: give the config's argument, "
+            "--config=configs/diffusion.py:condition=label, or --config.model.sketch.layers=0."
+        )
+    if model.sketch.layers and config.data.resolution % model.sketch.cells:
+        raise InputError(
+            f"data.resolution={config.data.resolution} is no multiple of "
+            f"model.sketch.cells={model.sketch.cells}."
+        )
+    schedule = schedules.make_schedule(diffusion.schedule)
+    prediction = predictions.make_prediction(diffusion.prediction)
+    predictions.check(schedule, prediction)
+    course = {"course": diffusion.time_course}
+    time_arguments = {"logit_normal": course, "log_normal": course}
+    weight_arguments = {
+        **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
+        "sigmoid": {"bias": diffusion.sigmoid_bias},
+    }
+    dtype = choose(DTYPES, model.dtype, "dtype")
+    labelled = config.condition == "label"
+    task = task_lib.Diffusion(
+        text_encoder=TextEncoder(
+            spec=TextSpec(**model.text),
+            vocab_size=facts.vocab_size,
+            max_length=config.data.text_length,
+            dtype=dtype,
+            remat=model.remat,
+        ),
+        unet=UNet(
+            spec=UNetSpec(**model.unet),
+            out_channels=3 * model.patch**2,
+            num_classes=facts.num_classes + 1 if labelled else 0,
+            dtype=dtype,
+            remat=model.remat,
+            fused=model.fused_attention,
+        ),
+        sketch=Sketch(spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype),
+        schedule=schedule,
+        prediction=prediction,
+        times=time_sampling.make_time_sampling(
+            diffusion.time_sampling, **time_arguments.get(diffusion.time_sampling, {})
+        ),
+        weight=weighting.make_weighting(
+            diffusion.weighting, **weight_arguments.get(diffusion.weighting, {})
+        ),
+        gradient_weight=diffusion.gradient_weight,
+        mean_weight=diffusion.mean_weight,
+        sketch_weight=diffusion.sketch_weight,
+        conditioning=TextConditioning(
+            np.asarray(facts.null_tokens, np.int32),
+            np.asarray(facts.null_mask, bool),
+            config.text_mask,
+            facts.num_classes,
+        ),
+        condition=config.condition,
+        caption_drop=config.caption_drop,
+        patch=model.patch,
+        resolution=config.data.resolution,
+        batch_size=config.batch_size,
+    )
+    task_lib.check_sampling(task, task_lib.Sampling(**config.sampling))
+    return task
