@@ -39,6 +39,7 @@ def base() -> ConfigDict:
     config.deterministic = False  # XLA's bitwise repeatable kernels on GPU (slower)
     config.require_accelerator = False  # stop where JAX finds only the CPU
     config.parallel = "pmap"  # how a step is mapped over devices
+    config.cpu_devices = 2  # that a CPU counts as; at most what divides the batch
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
 
     config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]", ""; the task's config has them

@@ -10,6 +10,7 @@ Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -71,7 +72,7 @@ def _run() -> None:
     run = _open(config)
     if config.deterministic:
         _set_deterministic()
-    devices.set_up()
+    devices.set_up(_cpu_devices(config))
     from vision_lang.training import loop
 
     logging.info("Run folder: %s", run.root)
@@ -102,6 +103,11 @@ def _open(config: ConfigDict):
             path.unlink(missing_ok=True)
     files.write_text(run.config, text)
     return run
+
+
+def _cpu_devices(config: ConfigDict) -> int:
+    """As many as are wanted and can share a batch evenly."""
+    return math.gcd(max(1, config.cpu_devices), config.batch_size // max(1, config.accumulate))
 
 
 def _set_deterministic() -> None:

@@ -111,11 +111,12 @@ def test_ddpm_matches_mean_and_covariance(schedule_name):
     np.testing.assert_allclose(np.cov(y.T), mixture_covariance(), atol=0.05)
 
 
+@pytest.mark.parametrize("eta", [1.0, 1.5])
 @pytest.mark.parametrize("schedule_name", ["cosine", "linear", "flow", "edm"])
-def test_ddpm_moments_converge_without_chance(schedule_name):
+def test_moments_converge_without_chance(schedule_name, eta):
     # For a Gaussian target a step is x -> a x + b + c z: its moments follow from a, b and c.
     schedule, mean, deviation = make_schedule(schedule_name), 0.7, 0.6
-    sampler, keys = samplers.ddpm(), jnp.stack([jax.random.key(0)] * 2)
+    sampler, keys = samplers.ddim(eta), jnp.stack([jax.random.key(0)] * 2)
 
     def gaussian(x, level):
         gain = level.alpha * deviation**2 / ((level.alpha * deviation) ** 2 + level.sigma**2)
@@ -132,6 +133,7 @@ def test_ddpm_moments_converge_without_chance(schedule_name):
             # Ho et al. 2020, eq. 7: the posterior variance of x_s given x_t and x0.
             ratio = now.alpha / after.alpha
             c = jnp.sqrt(now.sigma**2 - (ratio * after.sigma) ** 2) * after.sigma / now.sigma
+            c = jnp.minimum(eta * c, after.sigma)
             a, b = at_1 - at_0, at_0 - c * z
             return a * m + b, a**2 * variance + c**2
 
@@ -164,6 +166,13 @@ def test_ddpm_step_is_the_posterior():
     noise = jax.random.normal(jax.random.fold_in(key, 1), x.shape[1:])
     deviation = np.sqrt(beta * (1 - before) / (1 - bar))
     np.testing.assert_allclose(got, mean + deviation * noise, atol=1e-5)
+    # However large eta is, no more than all of the noise is new.
+    renoised = samplers.ddim(9.0).step(
+        lambda x, level: jnp.tanh(x), lv, 0, sampler.init(x, key[None])
+    )
+    np.testing.assert_allclose(
+        renoised.x, np.sqrt(before) * np.tanh(x) + np.sqrt(1 - before) * noise, atol=1e-5
+    )
 
 
 def test_heun_with_alpha_1_is_algorithm_1_of_edm():

@@ -42,6 +42,16 @@ def test_time_distributions():
     t = moving(flow, KEYS, INDEX, 4096, np.full(4096, 0.5))
     assert stats.kstest((np.log(t / (1 - t)) - 1.2) / 1.1, "norm").pvalue > 0.01
     np.testing.assert_array_equal(t, moving(flow, KEYS, INDEX, 4096, 0.5))
+    for name, logit in (
+        ("logit_normal", lambda t: np.log(t / (1 - t))),
+        ("log_normal", lambda t: np.log(flow.sigma(t) / flow.alpha(t))),
+    ):
+        sliced = make_time_sampling(name, course=((0.0, 0.4, 0.7),), stratified=True)
+        rank = stats.norm.cdf(
+            (logit(np.asarray(sliced(flow, KEYS[:64], INDEX[:64], 64))) - 0.4) / 0.7
+        )
+        assert np.abs(rank * 64 - np.arange(64) - 0.5).max() < 0.501  # each in its own slice
+        assert np.ptp(rank * 64 - np.arange(64)) > 0.9  # anywhere in it
     t = make_time_sampling("log_normal", course=((0.0, -1.2, 1.2),))(edm, KEYS, INDEX, 4096)
     assert stats.kstest((np.log(edm.sigma(t)) + 1.2) / 1.2, "norm").pvalue > 0.01
 

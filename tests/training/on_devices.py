@@ -144,6 +144,18 @@ def draws(way):
     return found
 
 
+def spread(way):
+    """Rows that the devices square each, three times: more rows than devices, and fewer."""
+
+    def step(state, batch, *, across):
+        own = lambda x: x**2 + 0 * batch["index"].sum()  # noqa: E731
+        return {name: across.spread(own, x) for name, x in state.items()}
+
+    rows = {str(n): jnp.arange(6.0 * n).reshape(n, 2, 3) for n in (1, 5, 8)}
+    squares = way.step(step)(way.place_state(rows), way.place({"index": np.arange(ROWS)}))
+    return {name: np.asarray(x).tolist() for name, x in squares.items()}
+
+
 def describe(found):
     """Digests of all, and how many rows differ from each other in each draw."""
     first = found[0]
@@ -174,6 +186,7 @@ def main(steps: int) -> None:
                     n: float(np.abs(np.subtract(other, losses)).max())
                     for n, (_, other) in runs.items()
                 },
+                "spread": {n: spread(way) for n, (way, _) in ways.items()},
                 "draws": {
                     n: describe(draws(ways[n][0])) for n in ("pmap 1", f"pmap {counts[-1]}", "jit")
                 },

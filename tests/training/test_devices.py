@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +49,13 @@ def test_losses_agree(report):
     assert report["losses"][-1] < 0.95 * report["losses"][0]
     for way, error in report["loss_error"].items():
         assert error <= (1e-5 if steps <= 30 else 1e-3), way
+
+
+def test_spread_rows_come_back_in_order(report):
+    for way, squares in report["spread"].items():
+        for rows, found in squares.items():
+            expected = np.arange(6.0 * int(rows)).reshape(-1, 2, 3) ** 2
+            np.testing.assert_array_equal(found, expected, err_msg=way)
 
 
 def test_every_draw_is_the_example_s_own(report):

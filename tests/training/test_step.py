@@ -219,8 +219,9 @@ def test_muon_takes_the_orthogonal_part_of_each_matrix():
     transform = optimizer.make(config, 10, packing)
     ones = packing.pack(jax.tree.map(np.ones_like, gradients))
     # warmup=0 still warms up for one step, whose rate is 0
-    _, state = transform.update(packing.pack(gradients), transform.init(ones), ones)
-    updates, _ = transform.update(packing.pack(gradients), state, ones)
+    state, alone = transform.init(ones), {"across": parallel.ONE_DEVICE}
+    _, state = transform.update(packing.pack(gradients), state, ones, **alone)
+    updates, _ = transform.update(packing.pack(gradients), state, ones, **alone)
     for name, update in packing.unpack(updates).items():
         matrix = gradients[name].reshape(-1, shapes[name][-1]).astype(np.float64)
         direction = -(np.asarray(update) / 0.2 + 0.5).reshape(matrix.shape)
@@ -237,6 +238,9 @@ def test_learning_rates():
     cosine = optimizer.learning_rate(ConfigDict(fields | {"schedule": "cosine"}), 110)
     for step, share in {0: 0, 5: 0.5, 10: 1, 35: (1 + math.sqrt(0.5)) / 2, 60: 0.5, 110: 0}.items():
         assert float(cosine(step)) == pytest.approx(0.2 * share, abs=1e-7)
+    linear = optimizer.learning_rate(ConfigDict(fields | {"schedule": "linear"}), 110)
+    for step, share in {0: 0, 5: 0.5, 10: 1, 35: 0.75, 60: 0.5, 110: 0, 120: 0}.items():
+        assert float(linear(step)) == pytest.approx(0.2 * share, abs=1e-7)
     constant = optimizer.learning_rate(ConfigDict(fields | {"schedule": "constant"}), 110)
     for step, share in {0: 0, 5: 0.5, 10: 1, 11: 1, 10_000: 1}.items():
         assert float(constant(step)) == pytest.approx(0.2 * share, abs=1e-7)

@@ -94,7 +94,12 @@ def ddim(eta: float = 0.0) -> Sampler:
     """Song et al. 2021, "DDIM", eqs. 12 and 16, for any alpha and sigma.
 
     With r = alpha sigma' / (alpha' sigma) the noise added is eta sigma' sqrt(1 - r^2), which for
-    eta = 1 is the posterior deviation of eq. 16. No division by alpha: starts from alpha = 0 too.
+    eta = 1 is the posterior deviation of eq. 16, and sigma' at most: then all noise is new. No
+    division by alpha: starts from alpha = 0 too.
+
+    In many small steps every eta draws from the same distribution: what is added beyond eta = 1 is
+    a Langevin step at each level (Song et al. 2021, "Score-based", section 4.2). It forgets what
+    the denoiser got wrong before; in few steps it favours the likelier images.
     """
 
     def step(denoiser, levels, i, state):
@@ -104,7 +109,8 @@ def ddim(eta: float = 0.0) -> Sampler:
         if eta == 0.0:
             return State(after.alpha * x0 + after.sigma * eps, state.keys)
         ratio = now.alpha * after.sigma / (after.alpha * now.sigma)
-        fresh = eta**2 * (1.0 - ratio) * (1.0 + ratio)  # share of the variance that is new noise
+        variance = eta**2 * (1.0 - ratio) * (1.0 + ratio)
+        fresh = jnp.minimum(variance, 1.0)  # share of the noise's variance that is new
         noise = _noise(state.keys, i + 1, state.x)
         mixed = jnp.sqrt(1.0 - fresh) * eps + jnp.sqrt(fresh) * noise
         return State(after.alpha * x0 + after.sigma * mixed, state.keys)

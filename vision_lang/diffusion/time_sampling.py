@@ -39,8 +39,16 @@ def _uniform(keys: Array) -> jax.Array:
     return jax.vmap(jax.random.uniform)(keys)  # [B] in [0, 1)
 
 
-def _normal(keys: Array) -> jax.Array:
-    return jax.vmap(jax.random.normal)(keys)  # [B]
+def _slices(keys: Array, index: Array, batch_size: int) -> jax.Array:
+    """Uniform in the example's own slice of [0, 1]: example i of B in the i-th of B. [B]"""
+    return jnp.clip((jnp.asarray(index) + _uniform(keys)) / batch_size, 0.0, 1.0)
+
+
+def _normal(keys: Array, index: Array, batch_size: int, stratified: bool) -> jax.Array:
+    """[B]; stratified: each in its own of B equally likely slices."""
+    if not stratified:
+        return jax.vmap(jax.random.normal)(keys)
+    return jax.scipy.special.ndtri(_slices(keys, index, batch_size))
 
 
 def _stretch(schedule: Schedule, u: Array) -> jax.Array:
@@ -64,34 +72,37 @@ def stratified() -> TimeSampling:
     """
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
-        u = (jnp.asarray(index) + _uniform(keys)) / batch_size
-        return _stretch(schedule, jnp.clip(u, 0.0, 1.0))
+        return _stretch(schedule, _slices(keys, index, batch_size))
 
     return draw
 
 
-def logit_normal(course: Course = ((0.0, 0.0, 1.0),)) -> TimeSampling:
+def logit_normal(course: Course = ((0.0, 0.0, 1.0),), stratified: bool = False) -> TimeSampling:
     """t = sigmoid(mean + std n), n normal (Esser et al. 2024, eq. 19), clipped to [t_min, t_max].
 
-    A positive mean looks at high noise more often.
+    A positive mean looks at high noise more often. With `stratified` each example of a batch draws
+    from its own slice, as in `stratified`.
     """
     _check(course)
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
         mean, std = _at(course, progress)
-        t = jax.nn.sigmoid(mean + std * _normal(keys))
+        t = jax.nn.sigmoid(mean + std * _normal(keys, index, batch_size, stratified))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw
 
 
-def log_normal(course: Course = ((0.0, -1.2, 1.2),)) -> TimeSampling:
-    """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t."""
+def log_normal(course: Course = ((0.0, -1.2, 1.2),), stratified: bool = False) -> TimeSampling:
+    """log(sigma / alpha) normal with P_mean, P_std (Karras et al. 2022, table 1), clipped in t.
+
+    `stratified` as in `logit_normal`.
+    """
     _check(course)
 
     def draw(schedule, keys, index, batch_size, progress=0.0):
         mean, std = _at(course, progress)
-        t = schedule.t(-2.0 * (mean + std * _normal(keys)))
+        t = schedule.t(-2.0 * (mean + std * _normal(keys, index, batch_size, stratified)))
         return jnp.clip(t, schedule.t_min, schedule.t_max)
 
     return draw

@@ -70,7 +70,7 @@ UNETS = {
     ),
     # For patches of 4x4 pixels: a CPU is at its best in the products of few, wide rows.
     "small": UNetSpec(
-        (64,), depth=(1,), heads=(4,), layers=1, groups=8, positions=True, pooled_text=True
+        (64,), depth=(1,), heads=(2,), layers=1, groups=8, positions=True, pooled_text=True
     ),
     "sd15": UNetSpec((320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(8, 8, 8, 8)),
     "sd21": UNetSpec(

@@ -59,8 +59,8 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
-    course = {"course": diffusion.time_course}
-    time_arguments = {"logit_normal": course, "log_normal": course}
+    normal = {"course": diffusion.time_course, "stratified": diffusion.time_stratified}
+    time_arguments = {"logit_normal": normal, "log_normal": normal}
     weight_arguments = {
         **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},

@@ -15,8 +15,19 @@ from vision_lang.errors import InputError
 CACHE = "~/.cache/vision_lang/jax"  # compiled programs; JAX_COMPILATION_CACHE_DIR overrides it
 
 
-def set_up() -> None:
-    """To be called before the first computation: compilation cache, memory of the CPU backend."""
+def set_up(cpu_devices: int = 1) -> None:
+    """To be called before the first computation: compilation cache, the CPU backend.
+
+    Args:
+      cpu_devices: that the CPU counts as, where XLA_FLAGS does not say it. Each works on its own
+        rows of a batch, which keeps the cores busier than one device whose operations are split
+        among threads: operations of small networks are too short for that.
+    """
+    if "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+        except RuntimeError:  # JAX has begun (a notebook, a test): the devices stay as they are
+            pass
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(CACHE))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -26,6 +26,17 @@ def cosine(peak: float, warmup: int, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1))
 
 
+def linear(peak: float, warmup: int, steps: int) -> optax.Schedule:
+    """Linear warm-up to `peak`, then a straight line down to 0 at `steps`."""
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, peak, max(warmup, 1)),
+            optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
+        ],
+        [max(warmup, 1)],
+    )
+
+
 def constant(peak: float, warmup: int, steps: int) -> optax.Schedule:
     """Linear warm-up to `peak`, then constant."""
     del steps
@@ -35,7 +46,7 @@ def constant(peak: float, warmup: int, steps: int) -> optax.Schedule:
     )
 
 
-SCHEDULES = {"cosine": cosine, "constant": constant}
+SCHEDULES = {"cosine": cosine, "linear": linear, "constant": constant}
 
 
 def learning_rate(config: ConfigDict, steps: int) -> optax.Schedule:
@@ -122,7 +133,7 @@ def muon(
     A convolution's kernel [h, w, in, out] counts as the matrix [h w in, out]. The update's root
     mean square is 0.2 whatever the shape, as in Liu et al. 2025 (arXiv:2502.16982), which lets the
     learning rate be of Adam's order. Matrices of one shape, or of one shape transposed, are
-    orthogonalised together.
+    orthogonalised together, and each device takes some of them: `update` wants `across`.
 
     Raises:
       InputError: a parameter of the group is a vector.
@@ -145,22 +156,26 @@ def muon(
                 pieces[i] = (matrix if sides[i][0] <= sides[i][1] else matrix.T).ravel()
         return jnp.concatenate(pieces)
 
-    axes = {f"{a}x{b}": optax.contrib.MuonDimensionNumbers(1, 2) for a, b in kinds}
-    inner = optax.contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=axes)
+    # optax orthogonalises what it has averaged itself; with beta 0 that is what it is given.
+    orthogonal = optax.contrib.scale_by_muon(
+        beta=0.0,
+        nesterov=False,
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(1, 2),
+    )
 
-    def init(params):
-        (vector,) = jax.tree.leaves(params)  # optax.partition shows each group its own vector
-        return inner.init(stack(vector))
+    def orthogonalise(matrices):
+        updates, _ = orthogonal.update(matrices, orthogonal.init(matrices))
+        return 0.2 * math.sqrt(matrices.shape[2]) * updates
 
-    def update(updates, state, params=None):
-        del params
-        (vector,), structure = jax.tree.flatten(updates)
-        stacks, state = inner.update(stack(vector), state)
-        stacks = {name: 0.2 * math.sqrt(m.shape[2]) * m for name, m in stacks.items()}
+    def update(updates, state, params=None, *, across, **extra):
+        del params, extra
+        (vector,), structure = jax.tree.flatten(updates)  # of this group alone, by optax.partition
+        stacks = {name: across.spread(orthogonalise, m) for name, m in stack(vector).items()}
         return jax.tree.unflatten(structure, [unstack(stacks)]), state
 
     return optax.chain(
-        optax.GradientTransformation(init, update),
+        optax.trace(config.momentum, nesterov=True),
+        optax.GradientTransformationExtraArgs(optax.init_empty_state, update),
         optax.add_decayed_weights(spec.weight_decay),
         optax.scale_by_learning_rate(rate),
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -20,23 +21,37 @@ AXIS = "devices"
 
 
 class Across(NamedTuple):
-    """What a task may do over devices.
+    """What a task and an optimizer may do over devices.
 
     mean: tree -> the same tree, averaged over devices.
     gather: [b, ...] -> [B, ...], the rows of all devices in the order of the global batch.
+    spread: (function, x) -> function(x), where x [n, ...] is the same on every device and the
+      function treats each row on its own: each device computes some of the rows.
     """
 
     mean: Callable[[Tree], Tree]
     gather: Callable[[Tree], Tree]
+    spread: Callable[[Callable[[jax.Array], jax.Array], jax.Array], jax.Array]
 
 
-ONE_DEVICE = Across(mean=lambda tree: tree, gather=lambda tree: tree)
-DEVICES = Across(
-    mean=lambda tree: jax.lax.pmean(tree, AXIS),
-    gather=lambda tree: jax.tree.map(
-        lambda x: jax.lax.all_gather(x, AXIS, axis=0, tiled=True), tree
-    ),
+def _gather(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS, axis=0, tiled=True), tree)
+
+
+def _spread(function: Callable[[jax.Array], jax.Array], x: jax.Array) -> jax.Array:
+    rows, count = x.shape[0], jax.lax.axis_size(AXIS)
+    each = -(-rows // count)
+    x = jnp.pad(x, [(0, each * count - rows)] + [(0, 0)] * (x.ndim - 1))
+    own = jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(AXIS) * each, each)
+    return _gather(function(own))[:rows]
+
+
+ONE_DEVICE = Across(
+    mean=lambda tree: tree,
+    gather=lambda tree: tree,
+    spread=lambda function, x: function(x),
 )
+DEVICES = Across(mean=lambda tree: jax.lax.pmean(tree, AXIS), gather=_gather, spread=_spread)
 
 
 class Parallel(NamedTuple):

@@ -25,7 +25,7 @@ class Step:
 
     Attributes:
       task: see tasks/.
-      optimizer: an optax transformation over the packed parameters.
+      optimizer: an optax transformation over the packed parameters; its update gets `across`.
       packing: trainable parameters <-> one vector per optimizer group.
       learning_rate: step -> number, for the log.
       ema_decays: name -> decay of each average.
@@ -58,7 +58,7 @@ class Step:
         grads, mutable, metrics = self._gradients(state, batch, keys, across)
 
         updates, opt_state = self.optimizer.update(
-            grads, state.opt_state, self.packing.pack(state.params)
+            grads, state.opt_state, self.packing.pack(state.params), across=across
         )
         norms = {
             "grad_norm": optax.tree.norm(grads),
