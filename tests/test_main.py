@@ -216,7 +216,7 @@ def test_a_run_that_never_began_takes_a_mended_config(tmp_path, command, train, 
     assert command(main.main, *arguments, "--config.optimizer.schedule=cosin").code == 2
     monkeypatch.setattr(loop, "train", lambda *arguments: train.append(arguments) or {})
     assert command(main.main, *arguments).code == 0
-    assert train[0][0].optimizer.schedule == "cosine"
+    assert train[0][0].optimizer.schedule == "linear"
 
 
 # Bad input: one sentence, exit code 2. ------------------------------------------------------------
