@@ -196,7 +196,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.shift = 3.0  # > 1: more steps at high noise
     sampling.clip = "static"  # x0 to [-1, 1]; "none" | "dynamic"
     # new noise of sampler=ddim: 0 none, 1 ancestral (ddpm), above: early mistakes are forgotten
-    sampling.eta = 2.0
+    sampling.eta = 3.0
 
     optimizer = config.optimizer = ConfigDict()
     optimizer.learning_rate = 2.5e-3
