@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests import commands
-from vision_lang import main
+from vision_lang import evaluate, main
 from vision_lang.data.tokenizer import load as load_tokenizer
 from vision_lang.runs import folder as folder_lib
 from vision_lang.runs import manifest, writer
@@ -163,6 +163,17 @@ def test_a_finished_run_is_evaluated_again_and_stays_as_it_is(copy, command):
     assert command(main.main, "--workdir=run").code == 0
     after = {name: json.loads((copy / name).read_text()) for name in before}
     assert after == before and (copy / "metrics.jsonl").read_text() == lines
+
+
+def test_evaluate_measures_what_the_training_did(copy, command):
+    """On one device what was measured on two: the pictures are the same."""
+    before = json.loads((copy / "results.json").read_text())
+    outcome = command(evaluate.main, "--run=run")
+    assert outcome.code == 0 and "test_unseen/all_right_3" in outcome.out
+    after = json.loads((copy / "results.json").read_text())
+    raw = {name for name in before if name.endswith("_raw")}
+    assert set(after) == set(before) - raw and len(after) > 30
+    assert after == pytest.approx({name: before[name] for name in after}, rel=1e-5)
 
 
 def test_fewer_steps_than_are_done_are_refused(copy, command):

@@ -33,7 +33,8 @@ class Context:
 
     def best(self, weights: Weights) -> Any:
         """The weights that are shown and published: the first average, or else the raw ones."""
-        return next((v for name, v in weights.items() if name != "raw"), weights["raw"])
+        averages = [name for name in weights if name != "raw"]
+        return weights[averages[0] if averages else "raw"]
 
 
 @dataclass(frozen=True)
