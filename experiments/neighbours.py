@@ -25,6 +25,7 @@ def main() -> None:
     flags.DEFINE_integer("count", 12, "Captions, evenly spaced over the split.", lower_bound=1)
     flags.DEFINE_integer("samples", 2, "Pictures of each caption.", lower_bound=1)
     flags.DEFINE_float("guidance", -1.0, "Guidance scale; below 0 = the run's config.")
+    flags.DEFINE_float("eta", -1.0, "New noise of sampler=ddim; below 0 = the run's config.")
     flags.DEFINE_string("out", "neighbours.png", "The picture to write.")
     commands.run(_run)
 
@@ -71,9 +72,10 @@ def _run() -> None:
     real = pictures(held_out, config.data)
     train = pictures(data.open("train"), config.data)
 
-    sampling = Sampling(**config.sampling)
-    if FLAGS.guidance >= 0:
-        sampling = dataclasses.replace(sampling, guidance=FLAGS.guidance)
+    chosen_by_flag = {"guidance": FLAGS.guidance, "eta": FLAGS.eta}
+    sampling = dataclasses.replace(
+        Sampling(**config.sampling), **{n: value for n, value in chosen_by_flag.items() if value >= 0}
+    )
     titles = [caption for caption in captions for _ in range(FLAGS.samples)]
     tokens, mask = loaded.tokenizer.encode_batch(titles, config.data.text_length)
     draw = drawing.drawer(loaded.task, parallel.make(config.parallel), sampling, 0, 8)

@@ -71,6 +71,8 @@ def test_weights_steps_and_guidance_are_taken(draw, trained):
     assert "@20 (raw)" in facts["weights"] and not np.array_equal(raw, ema)
     early, facts = draw(*arguments, f"--run={trained}@10")[CIRCLE, 0]
     assert "@10 (ema)" in facts["weights"] and not np.array_equal(early, ema)
+    fixed, facts = draw(*arguments, "--eta=0")[CIRCLE, 0]
+    assert json.loads(facts["sampling"])["eta"] == 0 and not np.array_equal(fixed, ema)
     # Without a condition's weight every prompt gives the same picture of a number.
     free = draw(*arguments, f"--prompt={SQUARE}", "--guidance=0")
     np.testing.assert_array_equal(free[CIRCLE, 0][0], free[SQUARE, 0][0])

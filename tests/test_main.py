@@ -66,7 +66,7 @@ def test_a_run_writes_every_file(trained):
     config = json.loads((trained / "config.json").read_text())
     assert (config["steps"], config["log_every"], config["data"]["dir"]) == (20, 4, "data")
     (record,) = json.loads((trained / "provenance.json").read_text())["starts"]
-    assert record["step"] == 0 and "--workdir=run" in record["command"]
+    assert record["step"] == 0 and "--workdir=run" in record["command"] and record["seconds"] > 0
     assert steps(trained) == [10, 20]
     assert [m["step"] for m in metrics(trained)] == [4, 8, 10, 12, 16, 20]
     evaluated = [m["step"] for m in metrics(trained) if "validation/loss" in m]

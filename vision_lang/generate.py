@@ -35,6 +35,7 @@ def main() -> None:
     flags.DEFINE_integer("seed", 0, "Decides the noise.")
     flags.DEFINE_integer("steps", 0, "Sampling steps; 0 = the run's config.", lower_bound=0)
     flags.DEFINE_float("guidance", -1.0, "Guidance scale, 1 = none; below 0 = the run's config.")
+    flags.DEFINE_float("eta", -1.0, "New noise of --sampler=ddim; below 0 = the run's config.")
     flags.DEFINE_string("sampler", "", "ddpm, ddim, euler, heun, dpmpp_2m; '' = the run's config.")
     flags.DEFINE_string("out", "out.png", "The labelled grid.")
     flags.DEFINE_string(
@@ -56,6 +57,7 @@ def _run() -> None:
         raise InputError(f"Run '{FLAGS.run}' is a {loaded.config.task} run: it draws nothing.")
     changes = {"steps": FLAGS.steps or None, "sampler": FLAGS.sampler or None}
     changes["guidance"] = FLAGS.guidance if FLAGS.guidance >= 0 else None
+    changes["eta"] = FLAGS.eta if FLAGS.eta >= 0 else None
     sampling = dataclasses.replace(
         diffusion.Sampling(**loaded.config.sampling),
         **{name: value for name, value in changes.items() if value is not None},

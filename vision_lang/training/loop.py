@@ -21,7 +21,7 @@ from vision_lang.evaluators.context import Context, Evaluator, Result
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import files, manifest, provenance, records
 from vision_lang.runs.checkpoint import Checkpoints
-from vision_lang.runs.console import Progress
+from vision_lang.runs.console import Progress, duration
 from vision_lang.runs.folder import RunFolder
 from vision_lang.runs.writer import Writer
 from vision_lang.training import devices, setup
@@ -73,6 +73,7 @@ def train(
                 "Give more steps, or start a new run with --fork=NEW."
             )
         record_start(run, record, start)
+        began = time.perf_counter()
 
         encode = functools.partial(job.tokenizer.encode, length=config.data.text_length)
         batches = pipeline.train_batches(
@@ -122,12 +123,14 @@ def train(
                     saved.save(step, state, measured)
                 if signals.received and not last:
                     saved.wait()
+                    record_end(run, time.perf_counter() - began)
                     raise Stopped(signals.received, step)
 
             # The end. -----------------------------------------------------------------------------
             saved.wait()
             results = evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
+    record_end(run, time.perf_counter() - began)
     records.write_results(run, results)
     parts = {"params": state.params, "opt_state": state.opt_state, "mutable": state.mutable}
     parts |= {f"ema/{name}": ema for name, ema in state.ema.items()}
@@ -168,6 +171,13 @@ def record_start(run: RunFolder, record: dict[str, Any], start: int) -> None:
     """Adds this start to provenance.json: a resumed run has one record per start."""
     starts = json.loads(run.provenance.read_text())["starts"] if run.provenance.exists() else []
     files.write_json(run.provenance, {"starts": [*starts, {"step": start} | record]})
+
+
+def record_end(run: RunFolder, seconds: float) -> None:
+    """Adds to this start's record how long its loop took, compilation and evaluations included."""
+    starts = json.loads(run.provenance.read_text())["starts"]
+    files.write_json(run.provenance, {"starts": [*starts[:-1], starts[-1] | {"seconds": seconds}]})
+    logging.info("The loop took %s.", duration(seconds))
 
 
 class Clock:

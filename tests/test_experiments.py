@@ -1,0 +1,55 @@
+"""The commands in experiments/, on a finished tiny run."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import exact, neighbours
+
+
+@pytest.fixture
+def beside(trained, tmp_path, monkeypatch):
+    """A folder in which `run` is the finished run, with its data."""
+    for name in ("data", "run"):
+        os.symlink(trained.parent / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_nearest_picture_is_the_nearest():
+    random = np.random.default_rng(0)
+    others = random.integers(0, 256, (7, 4, 4, 3), np.uint8)
+    images = others[[5, 2]].copy()
+    images[1, 0, 0, 0] ^= 128  # one value differs by 128 of 255
+    places, distances = neighbours.nearest(images, others)
+    assert places.tolist() == [5, 2]
+    np.testing.assert_allclose(distances, [0, (128 / 255) ** 2 / 48], rtol=1e-6)
+
+
+def test_neighbours_writes_a_row_for_each_caption(beside, command):
+    outcome = command(
+        neighbours.main, "--run=run", "--count=3", "--samples=2", "--guidance=2", "--out=page.png"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "of 6 samples" in outcome.out and "of 3 real ones" in outcome.out
+    with Image.open(beside / "page.png") as page:
+        width, height = page.size
+    assert width > height  # three rows of the real picture, two samples and two neighbours
+
+
+def test_neighbours_refuses_a_split_that_is_not_there(beside, command):
+    assert "tset" in command(neighbours.main, "--run=run", "--split=tset").sentence
+
+
+@pytest.mark.slow
+def test_exact_judges_the_exact_denoiser_right(beside, command):
+    outcome = command(exact.main, "--run=run", "--count=2")
+    assert outcome.code == 0, outcome.err
+    rows = [line.split() for line in outcome.out.splitlines() if line[:8].strip()[:2] == "0."]
+    assert len(rows) == 2 * len(exact.LEVELS)
+    exactly, network = np.array([row[1:3] for row in rows], float).T
+    assert (exactly < network).all()  # nothing surpasses the exact mean; 20 steps do not reach it
