@@ -72,10 +72,9 @@ def _run() -> None:
     real = pictures(held_out, config.data)
     train = pictures(data.open("train"), config.data)
 
-    chosen_by_flag = {"guidance": FLAGS.guidance, "eta": FLAGS.eta}
-    sampling = dataclasses.replace(
-        Sampling(**config.sampling), **{n: value for n, value in chosen_by_flag.items() if value >= 0}
-    )
+    given = {"guidance": FLAGS.guidance, "eta": FLAGS.eta}
+    given = {name: value for name, value in given.items() if value >= 0}
+    sampling = dataclasses.replace(Sampling(**config.sampling), **given)
     titles = [caption for caption in captions for _ in range(FLAGS.samples)]
     tokens, mask = loaded.tokenizer.encode_batch(titles, config.data.text_length)
     draw = drawing.drawer(loaded.task, parallel.make(config.parallel), sampling, 0, 8)
