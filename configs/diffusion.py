@@ -153,10 +153,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.caption_drop = 0.05  # share of examples that learn without condition, for guidance
     config.text_mask = "masked"  # padding is never attended; "none" for imported models
 
-    config.steps = 2_700
+    labels = given.condition == "label"  # there is no language to learn
+    config.steps = 2_000 if labels else 2_700
     config.batch_size = 32
-    config.eval_every = 1_350
-    config.save_every = 900
+    config.eval_every = config.steps // 2
+    config.save_every = 1_000 if labels else 900
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
