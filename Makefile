@@ -76,6 +76,8 @@ test-parity: $(PARITY)/.ready-parity  ## comparisons with the reference librarie
 $(PARITY)/.ready-parity: requirements/parity.txt $(REQUIREMENTS)
 	$(MAKE) setup VENV=$(PARITY) ACCELERATOR=
 	$(PARITY)/bin/python $(PIP_INSTALL) -r requirements/parity.txt
+	# Alone: it wants a torchvision, which the tests do without, and which has to fit torch's build.
+	$(PARITY)/bin/python $(PIP_INSTALL) --no-deps torch-fidelity==0.4.0
 	@touch $@
 
 lint: $(READY)  ## ruff (rules and format) and mypy

@@ -21,7 +21,8 @@ PACKAGE = ROOT / "vision_lang"
 
 GROUND = {"models", "diffusion", "decoding", "metrics", "shapes"}
 # The parts with a place in the order, lowest first. What is in none of these rows is a module in
-# the package's root: a command, at the top, unless it is named in BASE, which any part may import.
+# the package's root or a __main__: a command, at the top, unless BASE names it, which any part may
+# import.
 ROWS = [GROUND | {"data"}, {"tasks", "pretrained", "evaluators"}, {"runs"}, {"training"}]
 BASE = {"errors", "keys"}
 TOP = len(ROWS)
@@ -60,7 +61,13 @@ def imports(tree: ast.Module) -> Iterator[str]:
 
 
 def part(module: str) -> str:
-    """vision_lang.data.builders.idx -> data; the package itself -> ''."""
+    """vision_lang.data.builders.idx -> data; the package itself -> ''.
+
+    A `__main__` is a command wherever it stands, and its own part: it may read files and flags, for
+    functions beside it that may not, and no part below the commands may import it.
+    """
+    if module.endswith(".__main__"):
+        return module
     return module.split(".")[1] if "." in module else ""
 
 
