@@ -56,15 +56,25 @@ class Embed(nn.Module):
     init_std: float = 0.02
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, ids: jax.Array) -> jax.Array:
+    def setup(self) -> None:
         init = nn.initializers.normal(self.init_std)
-        table = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
-        table = table.astype(self.dtype)
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
         if self.vocab_size > ONE_HOT_LIMIT:
-            return jnp.take(table, ids, axis=0)
+            return self.take(ids)
         one_hot = jax.nn.one_hot(ids, self.vocab_size, dtype=self.dtype)
+        table = self.embedding.astype(self.dtype)
         return jnp.dot(one_hot, table, precision=jax.lax.Precision.HIGHEST)
+
+    def take(self, ids: jax.Array) -> jax.Array:
+        """The same without the matrix product: faster where no gradient is wanted."""
+        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., V]: the products with every row (tied output embeddings)."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
 
 
 def layer_norm(epsilon: float, name: str) -> nn.LayerNorm:

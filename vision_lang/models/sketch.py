@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vision_lang.errors import InputError
 from vision_lang.models.layers import depth_to_space, layer_norm
 from vision_lang.models.unet import Attention
 
@@ -51,6 +52,20 @@ SKETCHES = {
     "tiny": SketchSpec(width=16, layers=1, heads=2, cells=2, hints=1),
     "small": SketchSpec(width=64, layers=2, heads=4, cells=4, hints=4),
 }
+
+
+def check(spec: SketchSpec, side: int) -> None:
+    """Raises InputError for sizes that fit neither each other nor pictures of `side` pixels."""
+    if not spec.layers:
+        return
+    if spec.width % spec.heads:
+        raise InputError(
+            f"The sketch's width={spec.width} is no multiple of its heads={spec.heads}."
+        )
+    if side % spec.cells:
+        raise InputError(
+            f"data.resolution={side} is no multiple of model.sketch.cells={spec.cells}."
+        )
 
 
 class Sketched(NamedTuple):

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision_lang.errors import choose
+from vision_lang.errors import InputError, choose
 from vision_lang.models.layers import Dropout, Embed, attend, layer_norm
 
 Dtype = jnp.dtype
@@ -78,6 +78,26 @@ TEXT_ENCODERS = {
     "clip_l14": TextSpec(width=768, layers=12, heads=12),
     "openclip_h14": TextSpec(width=1024, layers=23, heads=16, activation="gelu"),
 }
+
+
+def check(spec: TextSpec) -> None:
+    """Raises InputError for sizes that do not fit together."""
+    slopes = spec.distance_slopes
+    if spec.width % spec.heads:
+        raise InputError(
+            f"The text encoder's width={spec.width} is no multiple of its heads={spec.heads}."
+        )
+    if slopes and len(slopes) != spec.heads:  # one row would do for all heads, unasked
+        raise InputError(
+            f"The text encoder's distance_slopes has {len(slopes)} row(s) for heads={spec.heads}: "
+            "one a head is wanted, or () for none."
+        )
+    if not all(isinstance(row, tuple) and len(row) == 2 for row in slopes):
+        raise InputError(
+            f"The text encoder's distance_slopes={slopes} wants rows (before, behind), as in "
+            "((1.0, 9.0), (9.0, 1.0))."
+        )
+    choose(ACTIVATIONS, spec.activation, "activation of the text encoder")
 
 
 class SelfAttention(nn.Module):

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vision_lang.errors import InputError
 from vision_lang.models.layers import (
     Dropout,
     attend,
@@ -77,6 +78,25 @@ UNETS = {
         (320, 640, 1280, 1280), depth=(1, 1, 1, 0), heads=(5, 10, 20, 20), linear_projection=True
     ),
 }
+
+
+def check(spec: UNetSpec) -> None:
+    """Raises InputError for sizes that do not fit together."""
+    levels = len(spec.widths)
+    if not levels or {len(spec.depth), len(spec.heads)} != {levels}:
+        raise InputError(
+            f"The U-Net's widths={spec.widths}, depth={spec.depth} and heads={spec.heads} must "
+            "have one entry for each level."
+        )
+    # The middle attends too, with the last level's heads.
+    depths = (*spec.depth[:-1], 1)
+    for width, depth, heads in zip(spec.widths, depths, spec.heads, strict=True):
+        if width % spec.groups:
+            raise InputError(
+                f"The U-Net's width {width} is no multiple of its groups={spec.groups}."
+            )
+        if depth and width % heads:
+            raise InputError(f"The U-Net's width {width} is no multiple of its {heads} heads.")
 
 
 def _last_kernel_init(spec: UNetSpec):
