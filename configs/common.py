@@ -43,10 +43,26 @@ def base() -> ConfigDict:
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
 
     config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]", ""; the task's config has them
+    config.init_except = ""  # pattern of parameter paths that init neither asks for nor takes
 
     # What each field means: vision_lang/data/presets.py.
     config.data = ConfigDict(presets.fields("shapes"))
     return config
+
+
+def optimizer(learning_rate: float, warmup: int = 100) -> ConfigDict:
+    """Returns config.optimizer without its groups, which name the parameters of a model."""
+    optimizer = ConfigDict()
+    optimizer.learning_rate = learning_rate  # of groups with learning_rate_scale=1
+    optimizer.schedule = "linear"  # "linear" | "cosine" | "constant", after the warm-up
+    optimizer.warmup = warmup  # steps
+    optimizer.clip_norm = 1.0  # 0: none
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.99
+    optimizer.eps = 1e-8
+    optimizer.momentum = 0.95  # of rule=muon
+    optimizer.frozen = ()  # patterns of parameter paths that are not trained
+    return optimizer
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -204,16 +204,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # (and the likelier pictures favoured, which only the oracle of the built-in world rewards)
     sampling.eta = 3.0 if given.data.startswith("shapes") else 1.0
 
-    optimizer = config.optimizer = ConfigDict()
-    optimizer.learning_rate = 2.5e-3
-    optimizer.schedule = "linear"  # "linear" | "cosine" | "constant", after the warm-up
-    optimizer.warmup = 100
-    optimizer.clip_norm = 1.0  # 0: none
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.99
-    optimizer.eps = 1e-8
-    optimizer.momentum = 0.95  # of rule=muon
-    optimizer.frozen = ()  # patterns of parameter paths that are not trained
+    optimizer = config.optimizer = common.optimizer(learning_rate=2.5e-3)
     blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
     texts = r"text_encoder/layers_\d+/.*kernel"
     words = r"text_encoder/token_embedding/embedding"

@@ -29,11 +29,27 @@ def command(monkeypatch, capsys) -> commands.Command:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory) -> Path:
     """A finished tiny run of the real command, its data in `../data`; copy it to change it."""
-    directory = tmp_path_factory.mktemp("trained")
+    return _trained(tmp_path_factory, "diffusion", "--config.log_every=4")
+
+
+@pytest.fixture(scope="session")
+def recogniser(tmp_path_factory) -> Path:
+    """The same of recognition: the shape of the one object."""
+    return _trained(tmp_path_factory, "recognition")
+
+
+@pytest.fixture(scope="session")
+def captioner(tmp_path_factory) -> Path:
+    """The same of captioning."""
+    return _trained(tmp_path_factory, "captioning")
+
+
+def _trained(tmp_path_factory, name: str, *arguments: str) -> Path:
+    directory = tmp_path_factory.mktemp(name)
+    config = f"--config={commands.ROOT}/configs/{name}.py:tiny=true"
     process = commands.start(
-        directory, "main", commands.TINY, "--workdir=run", "--config.data.dir=data",
-        "--config.log_every=4",
-    )  # fmt: skip
+        directory, "main", config, "--workdir=run", "--config.data.dir=data", *arguments
+    )
     out, err = process.communicate()
     assert process.returncode == 0, err
     (directory / "run.out").write_text(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import re
 import shlex
@@ -18,9 +19,19 @@ from vision_lang.training import parallel, setup
 FILES = sorted(
     p for p in (commands.ROOT / "configs").glob("*.py") if p.stem not in ("common", "__init__")
 )
-VARIANTS = ("", "tiny", "tiny,condition=label", "data=folder", "data=fashion_mnist,condition=label",
-            "size=sd15", "size=sd21", "data=coco_captions,size=sd15")  # fmt: skip
-COMMANDS = ("main", "generate", "evaluate")
+# config -> arguments that choose other models or other data
+VARIANTS = {
+    "diffusion": (
+        "", "tiny", "tiny,condition=label", "data=folder", "data=fashion_mnist,condition=label",
+        "size=sd15", "size=sd21", "data=coco_captions,size=sd15",
+    ),
+    "recognition": ("", "tiny", "data=folder", "data=fashion_mnist,size=5", "size=16"),
+    "contrastive": ("", "tiny", "data=folder", "size=16,text=clip_l14"),
+    "captioning": ("", "tiny", "data=folder", "data=coco_captions,size=16,decoder=gpt2"),
+}  # fmt: skip
+CASES = [(name, argument) for name, several in VARIANTS.items() for argument in several]
+TINY = [(name, argument) for name, argument in CASES if argument.startswith("tiny")]
+COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract")
 
 
 def batch_of(task, rows):
@@ -31,11 +42,18 @@ def batch_of(task, rows):
     return batch | {"weight": np.ones(rows, np.float32), "index": np.arange(rows, dtype=np.int32)}
 
 
-@pytest.mark.parametrize("argument", ["tiny", "tiny,condition=label"])
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-def test_the_tiny_variant_steps(path, argument):
-    config = config_lib.load(f"{path}:{argument}")
-    classes = 3 if "label" in argument else 0
+def load(name, argument):
+    return config_lib.load(f"{commands.ROOT}/configs/{name}.py:{argument}")
+
+
+def test_every_config_has_its_cases():
+    assert {path.stem for path in FILES} == set(VARIANTS) == {name for name, _ in TINY}
+
+
+@pytest.mark.parametrize(("name", "argument"), TINY)
+def test_the_tiny_variant_steps(name, argument):
+    config = load(name, argument)
+    classes = 3 if "label" in argument or name == "recognition" else 0
     task = setup.make_task(config, Tokenizer(), classes)
     way = parallel.make(config.parallel, config.batch_size)
     step, state = setup.start(config, task)
@@ -46,22 +64,32 @@ def test_the_tiny_variant_steps(path, argument):
     assert int(bad) == 0 and count * way.devices == config.batch_size and 0 < total / count < 100
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-@pytest.mark.parametrize("argument", VARIANTS)
-def test_every_value_survives_json(path, argument):
-    config = config_lib.load(f"{path}:{argument}")
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_every_value_survives_json(name, argument):
+    config = load(name, argument)
     again = config_lib.from_json(config_lib.to_json(config))
     assert config_lib.differences(config, again) == {}
     assert again.is_locked and config.is_locked
     assert config_lib.to_json(again) == config_lib.to_json(config)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
-@pytest.mark.parametrize("size", ["small", "sd15", "sd21"])
-def test_every_size_builds_a_task(path, size):
-    config = config_lib.load(f"{path}:size={size}")
-    task = setup.make_task(config, Tokenizer(), 0)
-    assert task.batch_spec()["image"].shape == (32, 32, 3)
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_every_variant_builds_a_task(name, argument):
+    config = load(name, argument)
+    classes = 3 if "label" in argument or name == "recognition" else 0
+    spec = setup.make_task(config, Tokenizer(), classes).batch_spec()
+    assert spec["image"].shape == (config.data.resolution, config.data.resolution, 3)
+
+
+def test_every_default_is_in_range_and_every_range_is_of_a_field():
+    fields = set()
+    for name, argument in CASES:
+        config = load(name, argument)
+        config_lib.check_ranges(config)
+        fields |= set(config_lib.flatten(config))
+    for _, _, patterns in config_lib.RANGES:
+        for pattern in patterns.split():
+            assert fnmatch.filter(fields, pattern), pattern
 
 
 def examples():
@@ -86,9 +114,9 @@ def test_there_are_examples():
 )
 def test_examples_in_docstrings_parse(trained, command, monkeypatch, name, words):
     module = importlib.import_module(f"vision_lang.{name}")
-    monkeypatch.setattr(module, "_run", lambda: None)
+    monkeypatch.setattr(module, "_run", lambda *_: None)
     monkeypatch.chdir(commands.ROOT)
-    words = [re.sub(r"=(RUN|DIR)$", f"={trained}", word) for word in words]
+    words = [re.sub(r"=(RUN|DIR)(?=$|/)", f"={trained}", word) for word in words]
     words = ["--config.seed=1" if word == "--config.field=value" else word for word in words]
     outcome = command(module.main, *words)
     assert outcome.code == 0, outcome

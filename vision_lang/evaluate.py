@@ -1,12 +1,16 @@
 """Measures a trained run and writes its results.json.
 
-python -m vision_lang.evaluate --run=DIR [--split=test]
+    python -m vision_lang.evaluate --run=DIR [--split=test] [--count=1000]
+
+results.json is of the newest checkpoint, as at the end of training. Of others (--run=RUN@step,
+--weights=raw) the figures are printed, and written where --out says.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict
 
 from vision_lang import flags as commands
@@ -19,6 +23,8 @@ def main() -> None:
     """Defines the flags and runs the command."""
     commands.define_run()
     flags.DEFINE_string("split", "", "One split; '' = those of the run's config.")
+    flags.DEFINE_integer("count", 0, "Examples that are drawn or described; 0 = the run's config.")
+    flags.DEFINE_string("out", "", "Another file than the run's results.json.")
     commands.run(_run)
 
 
@@ -29,34 +35,50 @@ def _run() -> None:
     from vision_lang.data import sources
     from vision_lang.evaluators import make_evaluators
     from vision_lang.evaluators.context import Context
-    from vision_lang.runs import records
+    from vision_lang.runs import files, records
     from vision_lang.training import parallel, setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
     data = sources.prepare(loaded.config.data)
+    setup.check_data(data, loaded.run)
     config = loaded.config.copy_and_resolve_references().unlock()
     if FLAGS.split:
         data.open(FLAGS.split)  # an unknown split is refused before anything is computed
         for evaluator in config.evaluators.values():
             _restrict(evaluator, FLAGS.split)
+    for evaluator in config.evaluators.values():
+        if FLAGS.count and "final_count" in evaluator:
+            evaluator.final_count = FLAGS.count
     way = parallel.make(config.parallel)
     context = Context(config, loaded.task, data, loaded.tokenizer, way)
+    averages = list(config.ema.keys())
+    weights = {averages[0] if averages else "raw": loaded.variables}
+    newest = not (FLAGS.weights or loaded.step_given)
+    if newest and averages:  # the same names as at the end of training
+        weights["raw"] = setup.load(FLAGS.run, "raw").variables
     results: dict[str, float] = {}
     for evaluator in make_evaluators(context).values():
-        results |= evaluator({"ema": loaded.variables}, True).numbers
+        results |= evaluator(weights, True).numbers
     if not results:
         raise InputError(f"The run's evaluators measure nothing on the split '{FLAGS.split}'.")
-    records.write_results(loaded.run, results, keep_other_splits=True)
     width = max(map(len, results))
     for name, value in sorted(results.items()):
         print(f"{name:{width}s}  {np.round(value, 6):g}")
-    print(f"written to {loaded.run.results}")
+    if FLAGS.out:
+        files.write_json(epath.Path(FLAGS.out), results | {"source": loaded.source})
+        print(f"written to {FLAGS.out}")
+    elif newest:
+        records.write_results(loaded.run, results, keep_other_splits=True)
+        print(f"written to {loaded.run.results}")
+    else:
+        print(f"of {loaded.source}: results.json stays; --out=FILE writes these")
 
 
 def _restrict(evaluator: ConfigDict, split: str) -> None:
     """Points an evaluator at one split."""
-    if "splits" in evaluator:
-        evaluator.splits = (split,)
+    for several in ("splits", "final_splits"):
+        if several in evaluator:
+            evaluator[several] = (split,)
     if "split" in evaluator:
         evaluator.split = split
 

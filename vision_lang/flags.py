@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -16,18 +16,22 @@ BAD_INPUT = 2  # exit code
 
 def define_run() -> None:
     """--run, for the commands that use a trained run."""
-    flags.DEFINE_string("run", None, "Run folder, or RUN@step.", required=True)
+    flags.DEFINE_string("run", "", "Run folder, or RUN@step.")
     flags.DEFINE_enum(
         "weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one."
     )
 
 
 def run(
-    main: Callable[[], None],
+    main: Callable[..., None],
     argv: Sequence[str] | None = None,
     define: Callable[[], None] = lambda: None,
+    *,
+    names: bool = False,
 ) -> None:
     """Parses the flags (defined before, or by `define`) and runs `main`.
+
+    names: arguments without -- are not refused but handed to `main` as a list.
 
     Wrong input prints one sentence on stderr and exits with 2; any other error has its traceback.
     """
@@ -38,12 +42,24 @@ def run(
     try:
         define()
         left = _parse(argv)
-        if len(left) > 1:
+        if len(left) > 1 and not names:
             raise InputError(f"Unknown argument '{left[1]}'; every flag begins with --.")
-        main()
+        if "run" in FLAGS and not FLAGS.run:
+            raise InputError("Say which run: --run=DIR.")
+        main(*[left[1:]] * names)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def report_bad(bad: Mapping[str, str], total: int) -> None:
+    """Names the pictures that could not be read, {name: why}, and ends with exit code 1; if there
+    are none, nothing happens."""
+    for name, reason in bad.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    if bad:
+        print(f"{len(bad)} of {total} pictures could not be read.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 
 import numpy as np
@@ -23,6 +24,7 @@ from vision_lang.errors import InputError
 DEVICE_BATCH = (
     8  # rows per device of the compiled program; fixed, so that pictures do not depend on it
 )
+MOST_STEPS = 10_000  # ten times as many as any schedule has; more is a slip that takes hours
 FLAGS = flags.FLAGS
 
 
@@ -33,7 +35,9 @@ def main() -> None:
     flags.DEFINE_multi_string("label", [], "For runs with condition=label: class numbers or names.")
     flags.DEFINE_integer("num", 4, "Images per prompt.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Decides the noise.")
-    flags.DEFINE_integer("steps", 0, "Sampling steps; 0 = the run's config.", lower_bound=0)
+    flags.DEFINE_integer(
+        "steps", 0, "Sampling steps; 0 = the run's config.", lower_bound=0, upper_bound=MOST_STEPS
+    )
     flags.DEFINE_float("guidance", -1.0, "Guidance scale, 1 = none; below 0 = the run's config.")
     flags.DEFINE_float("eta", -1.0, "New noise of --sampler=ddim; below 0 = the run's config.")
     flags.DEFINE_string("sampler", "", "ddpm, ddim, euler, heun, dpmpp_2m; '' = the run's config.")
@@ -56,8 +60,10 @@ def _run() -> None:
     if loaded.config.task != "diffusion":
         raise InputError(f"Run '{FLAGS.run}' is a {loaded.config.task} run: it draws nothing.")
     changes = {"steps": FLAGS.steps or None, "sampler": FLAGS.sampler or None}
-    changes["guidance"] = FLAGS.guidance if FLAGS.guidance >= 0 else None
-    changes["eta"] = FLAGS.eta if FLAGS.eta >= 0 else None
+    for name, value in (("guidance", FLAGS.guidance), ("eta", FLAGS.eta)):
+        if not math.isfinite(value):
+            raise InputError(f"--{name}={value}: a finite number is wanted, such as --{name}=1.")
+        changes[name] = value if value >= 0 else None
     sampling = dataclasses.replace(
         diffusion.Sampling(**loaded.config.sampling),
         **{name: value for name, value in changes.items() if value is not None},

@@ -2,6 +2,7 @@
 
     python -m vision_lang.main --config=configs/diffusion.py[:key=value,...] [--config.field=value]
     python -m vision_lang.main --workdir=RUN          goes on where RUN stopped
+    python -m vision_lang.main --config=RUN/config.json --config.seed=1    a new run like RUN
     python -m vision_lang.main --workdir=RUN --fork=NEW --config.field=value
 
 Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a save.
@@ -23,6 +24,15 @@ from vision_lang import flags as commands
 from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
+# Of the results, at the end of a run.
+SHOWN = ("loss", "top1", "scene_right", "bleu4", "cider", "t2i_recall1", "i2t_recall1")
+# What to try next.
+USE = {
+    "recognition": "recognize --run={} IMAGE",
+    "captioning": "describe --run={} IMAGE",
+    "contrastive": "extract --run={} --images=IMAGE",
+}
+EXAMPLES = 256  # texts that are tried as an example
 
 
 def main() -> None:
@@ -33,21 +43,43 @@ def main() -> None:
 def _define() -> None:
     flags.DEFINE_string("workdir", "", "Run folder; '' = a new one under runs/.")
     flags.DEFINE_string("fork", "", "Start a new run in this folder from the config of --workdir.")
-    if _given("workdir") and not _given("config"):
+    file, workdir = _given("config"), _given("workdir")
+    if workdir and not file:
         # The stored config takes the file's place: `--workdir=RUN --config.steps=9` works too.
-        config_flags.DEFINE_config_dict("config", _stored(_given("workdir")))
+        config_flags.DEFINE_config_dict("config", _stored(workdir))
     else:
-        config_flags.DEFINE_config_file("config", None, "Config file[:argument].")
+        config_flags.DEFINE_config_file(
+            "config", None, "Config file[:argument], or the config.json of a run."
+        )
+        FLAGS["config"].parser = _ConfigParser()
+
+
+class _ConfigParser(flags.ArgumentParser):
+    """Reads what --config names; ml_collections' own knows Python files alone."""
+
+    def parse(self, argument: str) -> ConfigDict:
+        from vision_lang.runs import config as config_lib
+
+        return config_lib.load(argument)
+
+    def flag_type(self) -> str:
+        return "config object"
 
 
 def _given(name: str) -> str:
-    """The value of --name on the command line, before the flags are parsed; '' = not there."""
-    value = ""
+    """The value of --name on the command line, before the flags are parsed; '' = not there.
+
+    Raises:
+      InputError: it is there with two values.
+    """
+    values = []
     for argument, following in itertools.pairwise([*sys.argv[1:], ""]):
         flag, equals, text = argument.partition("=")
         if flag in (f"-{name}", f"--{name}"):
-            value = text if equals else following
-    return value
+            values.append(text if equals else following)
+    if len(set(values)) > 1:
+        raise InputError(f"--{name} is given twice, as {' and as '.join(values)}; give one.")
+    return values[0] if values else ""
 
 
 def _stored(workdir: str) -> ConfigDict:
@@ -58,7 +90,6 @@ def _stored(workdir: str) -> ConfigDict:
 
 def _run() -> None:
     from vision_lang.runs import config as config_lib
-    from vision_lang.training import devices
 
     config = FLAGS.config
     if config is None:
@@ -69,7 +100,20 @@ def _run() -> None:
     file = _given("config").partition(":")[0]
     defaults = config_lib.load(file) if file else _stored(FLAGS.workdir)
     config_lib.check_types(config, defaults)
-    run = _open(config)
+    config_lib.check_ranges(config)
+    run, is_new = _open(config)
+    try:
+        _train(config, defaults, run)
+    except InputError:
+        if is_new and not run.began:
+            logging.info("No step of it is kept: the new folder %s is removed again.", run.root)
+            run.root.rmtree()
+        raise
+
+
+def _train(config: ConfigDict, defaults: ConfigDict, run) -> None:
+    from vision_lang.training import devices
+
     if config.deterministic:
         _set_deterministic()
     devices.set_up(_cpu_devices(config))
@@ -85,15 +129,19 @@ def _run() -> None:
 
 
 def _open(config: ConfigDict):
-    """Returns the folder of the run to train or to resume, with the config in it."""
+    """Returns the folder of the run to train or to resume, with the config in it, and whether it
+    was made here."""
     from vision_lang.runs import config as config_lib
     from vision_lang.runs import files, folder
 
     text = config_lib.to_json(config)
     run = folder.RunFolder(files.absolute(FLAGS.workdir))
+    is_new = False
     if FLAGS.fork or not FLAGS.workdir or not run.config.exists():
-        run = folder.create(FLAGS.fork or FLAGS.workdir, config.task)
-    elif run.checkpoints.exists() or (run.metrics.exists() and run.metrics.stat().length):
+        wanted = FLAGS.fork or FLAGS.workdir
+        is_new = not wanted or not files.absolute(wanted).exists()
+        run = folder.create(wanted, config.task)
+    elif run.began:
         run = folder.open(FLAGS.workdir)
         changed = config_lib.check_resume(run.read_config(), config)
         for name, (old, new) in changed.items():
@@ -102,12 +150,12 @@ def _open(config: ConfigDict):
         for path in (run.data, run.tokenizer):
             path.unlink(missing_ok=True)
     files.write_text(run.config, text)
-    return run
+    return run, is_new
 
 
 def _cpu_devices(config: ConfigDict) -> int:
     """As many as are wanted and can share a batch evenly."""
-    return math.gcd(max(1, config.cpu_devices), config.batch_size // max(1, config.accumulate))
+    return math.gcd(config.cpu_devices, config.batch_size // config.accumulate)
 
 
 def _set_deterministic() -> None:
@@ -120,7 +168,7 @@ def _set_deterministic() -> None:
 def _report(run, config: ConfigDict, results: dict[str, float]) -> None:
     """The last lines: what came out, where it lies, what to try next."""
     for name, value in sorted(results.items()):
-        if "all_right" in name or name.endswith("/loss"):
+        if name.partition("/")[2] in SHOWN or "all_right" in name:
             print(f"{name:32s} {value:.4g}")
     print(f"samples      {run.samples}")
     print(f"checkpoints  {run.checkpoints}")
@@ -128,22 +176,36 @@ def _report(run, config: ConfigDict, results: dict[str, float]) -> None:
     logdir = shlex.quote(str(run.root.parent))
     print(f"TensorBoard  {python} -m tensorboard.main --logdir={logdir}   (or: make tensorboard)")
     if config.task == "diffusion":
-        what = f"--prompt={shlex.quote(_example(config))}"
-        if config.condition == "label":
-            what = "--label=0"
+        what = "--label=0"
+        if config.condition == "text":
+            what = f"--prompt={shlex.quote(_example(config, run))}"
         command = f"{python} -m vision_lang.generate --run={_quoted(run)}"
         print(f"try next     {command} {what} --out=out.png")
+    else:
+        print(f"try next     {python} -m vision_lang.{USE[config.task].format(_quoted(run))}")
 
 
-def _example(config: ConfigDict) -> str:
-    """A text that the run can draw."""
-    if config.data.name.partition("/")[0] == "shapes":
-        return "a red circle above a blue square"
-    from vision_lang.data import sources
+def _example(config: ConfigDict, run) -> str:
+    """A text that the run can draw: the first of some that fits its text length, or a part of one.
 
-    data = sources.prepare(config.data)
-    source = data.open("validation" if "validation" in data.splits else "train")
-    return next(iter(source.captions(1)))[0]
+    `generate` refuses what is longer.
+    """
+    from vision_lang.data import sources, tokenizer
+
+    words, length = tokenizer.load(run.tokenizer), config.data.text_length
+    fits = lambda text: not words.count_truncated([text], length)  # noqa: E731
+    texts = ["a red circle above a blue square"]
+    if config.data.name.partition("/")[0] != "shapes":
+        data = sources.prepare(config.data)
+        source = data.open("validation" if "validation" in data.splits else "train")
+        texts = [text for several in source.captions(EXAMPLES) for text in several]
+    for text in texts:
+        if fits(text):
+            return text
+    text = words.decode(words.encode(texts[0], length)[0])
+    while not fits(text):  # text that is encoded anew may have more tokens than it came from
+        text = text[:-1]
+    return text
 
 
 def _python() -> str:

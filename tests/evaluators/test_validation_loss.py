@@ -69,4 +69,4 @@ def test_an_unknown_evaluator_is_refused(context):
     config.evaluators = {"mine": {"kind": "shapes_oracel"}}
     with pytest.raises(InputError, match=r"evaluators\.mine\.kind.*'shapes_oracle'"):
         make_evaluators(Context(config, *list(vars(context).values())[1:]))
-    assert set(EVALUATORS) == {"validation_loss", "samples", "shapes_oracle"}
+    assert EVALUATORS.keys() > {"validation_loss", "samples", "shapes_oracle"}

@@ -85,6 +85,8 @@ def test_old_steps_go_and_the_best_stays(tmp_path):
         assert checkpoints.restore(state(), step=20)[1]["step"] == 20
         with pytest.raises(InputError, match="'loss', which is not measured"):
             checkpoints.save(80, state(80), {"val/loss": 1.0})
+        checkpoints.wait()
+        assert checkpoints.latest() == 80  # it complains when the step is safe
     assert manifest.read(tmp_path / "70")["metrics"] == {"loss": 6.0}
 
 
@@ -112,14 +114,6 @@ def test_every_leaf_that_does_not_fit_is_named(two_steps):
             "params/w: float32[200,1], wanted float32[200]",
             "step: only in the checkpoint (int32[])",
         ]
-        # A rule may allow what is missing or more, never what was changed.
-        with pytest.raises(CheckpointError, match="params/w"):
-            checkpoints.restore(target, allow=["params", "step"])
-        target["params"] = {**state()["params"], "new": jnp.full(2, 7.0)}
-        _, restored = checkpoints.restore(target, allow=["params", "step"])
-        assert restored["params"]["new"].tolist() == [7.0, 7.0] and "step" not in restored
-        with pytest.raises(CheckpointError, match="params/new"):
-            checkpoints.restore(target, allow=["par", "step"])  # a part of a name is no sub-tree
 
 
 def test_weights_alone(two_steps):

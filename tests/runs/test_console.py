@@ -31,6 +31,25 @@ def test_speed_and_time_left_do_not_count_compilation(clock):
     assert 5 <= len(lines) <= 7  # one in 10 s of 49.5 s, and the last
 
 
+def test_an_evaluation_counts_neither_in_the_speed_nor_in_the_time_left(clock):
+    """Updates every 2 s, an evaluation of 5 minutes after each, in a window that holds few."""
+    out = io.StringIO()
+    progress = console.Progress(104, stream=out, every=0.0, window=3.0)
+    for step in range(1, 5):
+        clock.now += 2.0
+        progress.update(step, {"loss": 0.5})
+        progress.pause()
+        clock.now += 300.0
+        progress.resume()
+    progress.close()
+    assert out.getvalue().splitlines() == [
+        "train 1/104  loss 0.5",
+        "train 2/104  0.5 steps/s  3m24s left  loss 0.5",
+        "train 3/104  0.5 steps/s  3m22s left  loss 0.5",
+        "train 4/104  0.5 steps/s  3m20s left  loss 0.5",
+    ]
+
+
 def test_a_terminal_gets_a_bar(clock):
     class Terminal(io.StringIO):
         def isatty(self):

@@ -26,6 +26,32 @@ def test_a_named_folder_must_be_free(tmp_path):
         folder.create(str(run.root), "diffusion")
 
 
+def test_training_has_begun_where_it_left_something(tmp_path):
+    run = folder.create(str(tmp_path / "run"), "diffusion")
+    run.config.write_text("{}")
+    run.checkpoints.mkdir()
+    run.metrics.touch()
+    assert not run.began
+    (run.checkpoints / "10").mkdir()
+    assert run.began
+    (run.checkpoints / "10").rmdir()
+    run.metrics.write_text("{}")
+    assert run.began
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"Cannot make a run folder at '.*file/x': Not a dir"):
+        folder.create(str(tmp_path / "file" / "x"), "diffusion")
+    if os.path.isdir("/proc"):
+        with pytest.raises(InputError, match="Cannot make a run folder at '/proc/x'"):
+            folder.create("/proc/x", "diffusion")
+    (tmp_path / "runs").touch()
+    with pytest.raises(InputError, match="Cannot make a run folder at 'runs'"):
+        folder.create("", "diffusion")
+
+
 def test_open_says_what_is_wrong(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         folder.open(str(tmp_path / "absent"))

@@ -18,6 +18,7 @@ from vision_lang.errors import InputError
 from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.tasks import diffusion, diffusion_config
 from vision_lang.tasks.conditioning import Condition
+from vision_lang.tasks.facts import DataFacts
 from vision_lang.training import parallel
 
 ROWS, SIDE, WORDS, LENGTH = 4, 16, 20, 6
@@ -36,7 +37,7 @@ def make(length=LENGTH, classes=0, **changes):
             place = place[parent]
         place[name] = value
     null = (BOS, EOS, *[PAD] * (length - 2))
-    facts = diffusion_config.DataFacts(WORDS, null, tuple(t != PAD for t in null), classes)
+    facts = DataFacts(WORDS, null, tuple(t != PAD for t in null), classes)
     return diffusion_config.from_config(config, facts)
 
 
@@ -229,6 +230,16 @@ def test_labels_change_what_the_network_says():
         ("diffusion__prediction", "epsilon", "zero signal"),  # with the flow schedule
         ("model__patch", 3, "no multiple of model.patch=3"),
         ("model__sketch__cells", 3, "no multiple of model.sketch.cells=3"),
+        ("model__sketch__heads", 3, "sketch's width=16 is no multiple of its heads=3"),
+        ("model__text__heads", 3, "width=16 is no multiple of its heads=3"),
+        ("model__text__distance_slopes", ((0.5, 9.0),), r"1 row\(s\) for heads=2"),
+        ("model__text__distance_slopes", ((0.5,), (9.0,)), "rows .before, behind."),
+        ("model__text__activation", "geul", "'gelu'"),
+        ("model__unet__groups", 3, "width 8 is no multiple of its groups=3"),
+        ("model__unet__heads", (1, 3), "width 16 is no multiple of its 3 heads"),
+        ("model__unet__heads", (1,), "one entry for each level"),
+        ("model__unet__depth", (0, 1, 1), "one entry for each level"),
+        ("model__unet__widths", (), "one entry for each level"),
         ("diffusion__time_course", ((0.5, 1.0, 1.0), (0.2, 1.0, 1.0)), "rising shares"),
         ("diffusion__time_course", ((0.0, 1.0),), "rows"),
         ("diffusion__time_course", (), "rows"),

@@ -168,6 +168,19 @@ def test_frozen_patterns_match_the_whole_path():
 
 
 @pytest.mark.parametrize(
+    ("frozen", "part"),
+    [
+        (("a/bias", "a/kernel"), "'a/kernel' matches no parameter"),
+        (("bias",), "whole path, as 'a/bias'"),
+        (("a/.*",), "nothing is left"),
+    ],
+)
+def test_freezing_nothing_or_everything_is_refused(frozen, part):
+    with pytest.raises(InputError, match=part):
+        split({"params": {"a": {"bias": 1, "bias_2": 2}}}, frozen)
+
+
+@pytest.mark.parametrize(
     ("patterns", "where"),
     [({"a": ".*/kernel"}, "no group"), ({"a": ".*", "b": ".*/bias"}, "groups a, b")],
 )

@@ -49,6 +49,7 @@ class _MakeBatch:
     """step -> the rows of that batch which are this process's. Picklable.
 
     seed: None in evaluation: the split's own order, no draw, `index` is the example's own.
+    classes: how many there are, where labels are wanted: an example without one of them is broken.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class _MakeBatch:
     seed: int | None
     batch_size: int
     rows: range
+    classes: int
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size
@@ -119,7 +121,9 @@ class _MakeBatch:
             example["image"], self.resolution, crop=self.crop, flip=self.flip,
             background=self.background, rng=rng,
         )  # fmt: skip
-        batch["label"][k] = example["label"]
+        batch["label"][k] = label = example["label"]
+        if self.classes and not 0 <= label < self.classes:
+            raise BadRecord(example["name"], f"its label is none of the {self.classes} classes")
 
     def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if self.encode is None:
@@ -185,6 +189,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     step: int = 0,
+    classes: int = 0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -199,6 +204,8 @@ def train_batches(
       batch_size: B, over all processes; each process gets its contiguous share of the rows.
       seed: of the order and of all draws.
       step: of the first batch.
+      classes: of the data set, where each example must have one; an example without counts as
+        broken. 0: labels may be missing.
       workers: processes that compute batches; 0 = a thread of this one.
 
     Raises (also later, from the iterator):
@@ -206,7 +213,7 @@ def train_batches(
       ExampleError: an example failed in another way.
     """
     rows = _rows(batch_size, process_index, process_count)
-    make = _make(source, encode, data, seed, batch_size, rows)
+    make = _make(source, encode, data, seed, batch_size, rows, classes)
     return _batches(make, range(step, sys.maxsize), data, workers)
 
 
@@ -216,6 +223,7 @@ def eval_batches(
     *,
     data: ConfigDict,
     batch_size: int,
+    classes: int = 0,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -225,7 +233,7 @@ def eval_batches(
     The last batch is filled up with rows of weight 0, whose index continues past the end.
     """
     rows = _rows(batch_size, process_index, process_count)
-    make = _make(source, encode, data, None, batch_size, rows)
+    make = _make(source, encode, data, None, batch_size, rows, classes)
     return _batches(make, range(-(-len(source) // batch_size)), data, workers)
 
 
@@ -251,6 +259,7 @@ def _make(
     seed: int | None,
     batch_size: int,
     rows: range,
+    classes: int,
 ) -> _MakeBatch:
     choose(augment.CROPS, data.crop, "crop policy (data.crop)")
     background = tuple(data.background)
@@ -258,6 +267,7 @@ def _make(
         source=dataclasses.replace(source, background=background), encode=encode,
         resolution=data.resolution, crop=data.crop, flip=data.flip, background=background,
         text_length=data.text_length, seed=seed, batch_size=batch_size, rows=rows,
+        classes=classes,
     )  # fmt: skip
 
 

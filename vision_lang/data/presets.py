@@ -23,7 +23,7 @@ class Preset:
     image, label, text: keys in the TFDS features, nested ones as a/b; '' = found by name.
     A text key may name several fields, separated by commas; each may hold a list.
     splits: our name -> TFDS split expression; None = the data set's own names, and where there
-      is no validation split, the last tenth of train.
+      is no validation split, the last tenth of train (so too for `folder` and `idx`).
     resolution, crop, flip, background: what `fields` writes into the config.
     template: phrase for a class: {a} its name with the article, {name} without.
     phrases: class name -> words, where the stored name does not read well.
@@ -107,6 +107,7 @@ def fields(name: str) -> dict[str, object]:
     flip         mirror half of the training pictures; wrong for captions that say left or right
     background   RGB, 0..255: under transparency, and around padded pictures
     image_key, text_key, label_key   where they stand in the features; '' = the preset's
+    where        'feature=value' keeps only the examples whose feature is that; '' = all
     text_length  L, tokens of a text, begin and end included
     tokenizer    '' = train one on the training captions; else a tokenizer.json
     vocab_size   the most tokens that training a tokenizer may make
@@ -124,6 +125,7 @@ def fields(name: str) -> dict[str, object]:
         "image_key": "",
         "text_key": "",
         "label_key": "",
+        "where": "",
         "text_length": preset.text_length,
         "tokenizer": "",
         "vocab_size": preset.vocab_size,

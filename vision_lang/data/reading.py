@@ -95,13 +95,14 @@ class Source:
     label_ids: dict[str, int] | None  # for labels stored as text
     phrases: tuple[str, ...]  # per class, used where an example has no text of its own
     background: tuple[int, int, int]
+    rows: np.ndarray | None = None  # the records that belong to the split, where not all do
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) if self.rows is None else len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises BadRecord where the picture cannot be decoded."""
-        fields = _parse(self.records[int(index)])
+        fields = self._fields(int(index))
         name = self._name(fields, int(index))
         encoded = fields[self.keys.image].bytes_list.value
         if not encoded:
@@ -139,6 +140,17 @@ class Source:
         """The label of every example, int32 [len(self)], -1 where there is none."""
         return np.array([self._label(fields) for _, fields in self._scan(None)], np.int32)
 
+    def integers(self, key: str) -> np.ndarray:
+        """A field that holds one whole number, of every example, int64 [len(self)].
+
+        Raises:
+          InputError: an example lacks it.
+        """
+        values = [fields[key].int64_list.value for _, fields in self._scan(None)]
+        if not all(values):
+            raise InputError(f"The examples of '{self.split}' have no whole number '{key}'.")
+        return np.array([value[0] for value in values], np.int64)
+
     def strings(self, key: str) -> set[str]:
         """The distinct values of a field that holds text."""
         found = (v for _, fields in self._scan(None) for v in fields[key].bytes_list.value)
@@ -146,14 +158,28 @@ class Source:
 
     def name(self, index: int) -> str:
         """What to call example `index` in a message: its file name where it has one."""
-        return self._name(_parse(self.records[int(index)]), int(index))
+        return self._name(self._fields(int(index)), int(index))
+
+    def only(self, rows: np.ndarray) -> Source:
+        """Only the examples at these places, int [n], in this order."""
+        rows = np.asarray(rows, np.int64)
+        return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
+
+    def where(self, key: str, value: str) -> Source:
+        """Only the examples whose field `key` begins with `value`, a number or a text."""
+        fitting = [i for i, fields in self._scan(None) if _first(fields[key]) == value]
+        return self.only(np.asarray(fitting, np.int64))
+
+    def _fields(self, index: int) -> Any:
+        return _parse(self.records[index if self.rows is None else int(self.rows[index])])
 
     def _scan(self, limit: int | None) -> Iterator[tuple[int, Any]]:
         count = len(self) if limit is None else min(limit, len(self))
         chosen = [i * len(self) // count for i in range(count)]
         for start in range(0, count, READ_CHUNK):
             chunk = chosen[start : start + READ_CHUNK]
-            for index, record in zip(chunk, self.records.many(chunk), strict=True):
+            records = chunk if self.rows is None else self.rows[chunk].tolist()
+            for index, record in zip(chunk, self.records.many(records), strict=True):
                 yield index, _parse(record)
 
     def _texts(self, fields: Any, label: int) -> tuple[str, ...]:
@@ -182,3 +208,10 @@ class Source:
 def _parse(record: bytes) -> Any:
     """A stored record -> its map of key -> feature (a missing key reads as an empty feature)."""
     return tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _first(feature: Any) -> str:
+    """The first value of a field that holds numbers or texts, as text; '' where it is empty."""
+    if feature.bytes_list.value:
+        return feature.bytes_list.value[0].decode("utf-8", "replace")
+    return str(feature.int64_list.value[0]) if feature.int64_list.value else ""

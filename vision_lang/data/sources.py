@@ -35,7 +35,7 @@ class Prepared:
     """A data set that is ready to read.
 
     fingerprint: changes when the data change; for `folder` and `idx` it is that of the source.
-    splits: name -> number of examples.
+    splits: name -> number of examples, whether they fit `data.where` or not.
     class_names: names by label, or None.
     """
 
@@ -50,18 +50,33 @@ class Prepared:
     _label_ids: dict[str, int] | None
     _preset: presets.Preset
     _background: tuple[int, int, int]
+    _where: tuple[str, str] | None
+
+    def check(self, split: str) -> None:
+        """Raises InputError where there is no such split; the message lists those there are."""
+        choose(self.splits, split, f"split of the data set '{self.name}'")
 
     def open(self, split: str) -> Source:
         """Opens one split.
 
         Raises:
-          InputError: there is no such split; the message lists those there are.
+          InputError: see `check`; or no example of the split fits `data.where`.
         """
-        expression = choose(self._expressions, split, f"split of the data set '{self.name}'")
+        self.check(split)
+        expression = self._expressions[split]
         records = _raw_records(self._builder, expression)
         names = self.class_names or []
         phrases = tuple(presets.phrase(name, self._preset) for name in names)
-        return Source(split, records, self._keys, self._label_ids, phrases, self._background)
+        source = Source(split, records, self._keys, self._label_ids, phrases, self._background)
+        if self._where is None:
+            return source
+        source = source.where(*self._where)
+        if not len(source):
+            raise InputError(
+                f"No example in the split '{split}' of '{self.name}' fits data.where="
+                f"{'='.join(self._where)}."
+            )
+        return source
 
 
 def prepare(data: ConfigDict) -> Prepared:
@@ -72,8 +87,8 @@ def prepare(data: ConfigDict) -> Prepared:
     """
     preset = presets.get(data.name)
     builder, fingerprint, own = _find_builder(data, preset)
-    if own:  # our builders write the splits under our names
-        preset = dataclasses.replace(preset, splits={name: name for name in builder.info.splits})
+    if own:  # our builders write the splits under our names, whatever a preset says of TFDS's
+        preset = dataclasses.replace(preset, splits=None)
     expressions = _split_expressions(list(builder.info.splits), preset)
     counts = {name: int(builder.info.splits[e].num_examples) for name, e in expressions.items()}
     if not any(counts.values()):
@@ -81,7 +96,10 @@ def prepare(data: ConfigDict) -> Prepared:
     keys = _find_keys(builder, data, preset)
     class_names, label_ids = _classes(builder, keys)
     fingerprint = fingerprint or _fingerprint(builder)
-    logging.info("Data set %s at %s, fingerprint %s", data.name, builder.data_path, fingerprint)
+    logging.info(
+        "Data set %s at %s, fingerprint %s: %s", data.name, builder.data_path, fingerprint,
+        ", ".join(f"{name} {counts[name]} ({text})" for name, text in expressions.items()),
+    )  # fmt: skip
     return Prepared(
         name=data.name,
         fingerprint=fingerprint,
@@ -94,6 +112,7 @@ def prepare(data: ConfigDict) -> Prepared:
         _label_ids=label_ids,
         _preset=preset,
         _background=tuple(data.background),
+        _where=_where(builder, data),
     )
 
 
@@ -122,9 +141,8 @@ def _shapes(data: ConfigDict) -> Any:
     if not config:
         config = str(next((s for s in SHAPES_SIZES if s >= data.resolution), SHAPES_SIZES[-1]))
     choose(Shapes.builder_configs, config, "size of the shapes world")
-    with copies.locked(data.dir):
-        builder = Shapes(config=config, data_dir=data.dir, file_format="array_record")
-        builder.download_and_prepare()
+    builder = Shapes(config=config, data_dir=data.dir, file_format="array_record")
+    copies.once(data.dir, builder.data_path, builder.download_and_prepare)
     return builder
 
 
@@ -172,7 +190,7 @@ def _search(place: epath.Path, wanted: str) -> Any:
 
 
 def _split_expressions(stored: Sequence[str], preset: presets.Preset) -> dict[str, str]:
-    """Our split names -> TFDS split expressions."""
+    """Our split names -> TFDS split expressions, see `presets.Preset`."""
     if preset.splits is not None:
         present = {
             name: "+".join(part for part in text.split("+") if part.split("[")[0] in stored)
@@ -183,6 +201,17 @@ def _split_expressions(stored: Sequence[str], preset: presets.Preset) -> dict[st
     if "train" in found and "validation" not in found:
         found.update(train="train[:90%]", validation="train[90%:]")
     return found
+
+
+def _where(builder: Any, data: ConfigDict) -> tuple[str, str] | None:
+    """data.where as (key, value)."""
+    if not data.where:
+        return None
+    key, equals, value = data.where.partition("=")
+    if not equals:
+        raise InputError(f"data.where={data.where} is no 'feature=value', as in scene/count=1.")
+    known = list(_flat_keys(builder.info.features.get_serialized_info()))
+    return choose(dict(zip(known, known, strict=True)), key, "feature in data.where"), value
 
 
 def _find_keys(builder: Any, data: ConfigDict, preset: presets.Preset) -> Keys:

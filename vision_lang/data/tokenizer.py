@@ -35,7 +35,10 @@ SMALLEST_VOCABULARY = 256 + 3  # each byte and the special tokens
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer as one JSON string: hashable, comparable, and safe to send to a worker."""
+    """A tokenizer as one JSON string: hashable, comparable, and safe to send to a worker.
+
+    json: the content of a tokenizer.json, in the Hugging Face format.
+    """
 
     json: str
 
@@ -146,10 +149,6 @@ class Tokenizer:
         """How many of the texts have more than L - 2 tokens, and so lose their end."""
         encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
         return sum(len(e) > length - 2 for e in encoded)
-
-    def save(self, path: epath.PathLike) -> None:
-        """Writes tokenizer.json in the Hugging Face format."""
-        epath.Path(path).write_text(self.json)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from vision_lang.errors import choose
-from vision_lang.evaluators import samples, shapes_oracle, validation_loss
+from vision_lang.errors import InputError, choose
+from vision_lang.evaluators import (
+    captions,
+    classification,
+    probe,
+    retrieval,
+    samples,
+    shapes_oracle,
+    validation_loss,
+    verification,
+)
 from vision_lang.evaluators.context import Context, Evaluator
 
 # config.evaluators.<name>.kind -> (its config, context) -> evaluator
 EVALUATORS = {
     "validation_loss": validation_loss.make,
+    "captions": captions.make,
+    "classification": classification.make,
+    "probe": probe.make,
+    "retrieval": retrieval.make,
+    "verification": verification.make,
     "samples": samples.make,
     "shapes_oracle": shapes_oracle.make,
 }
 
 
 def make_evaluators(context: Context) -> dict[str, Evaluator]:
-    """Builds the evaluators of config.evaluators, by name."""
+    """Builds the evaluators of config.evaluators, by name.
+
+    Raises:
+      InputError: one of them would fail later on: an unknown kind, a split that the data set lacks,
+        a prompt that is too long, ...; here it costs no training.
+    """
     made = {}
     for name, config in context.config.evaluators.items():
         make = choose(EVALUATORS, config.kind, f"evaluator (config.evaluators.{name}.kind)")
-        made[name] = make(config, context)
+        try:
+            made[name] = make(config, context)
+        except InputError as error:
+            raise InputError(f"config.evaluators.{name}: {error}") from error
     return made

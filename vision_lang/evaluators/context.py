@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
+from vision_lang import tasks
 from vision_lang.data.sources import Prepared
 from vision_lang.data.tokenizer import Tokenizer
 
@@ -27,9 +29,30 @@ class Context:
     parallel: Any  # training.parallel.Parallel, which lies above this floor
 
     @property
-    def encode(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-        """text -> (tokens int32 [L], mask bool [L]); a long text is cut."""
+    def encode(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]] | None:
+        """text -> (tokens int32 [L], mask bool [L]), a long text is cut; None: none is read."""
+        if not tasks.entry(self.config).reads_text(self.config):
+            return None
         return functools.partial(self.tokenizer.encode, length=self.config.data.text_length)
+
+    @property
+    def classes(self) -> int:
+        """How many classes the data have, where each example must have one; else 0."""
+        wanted = tasks.entry(self.config).wants_label
+        return len(self.data.class_names or []) if wanted else 0
+
+    def present(self, splits: Sequence[str]) -> tuple[str, ...]:
+        """Those of the splits that the data set has: `test` it need not have, the others it must.
+
+        Raises:
+          InputError: see `Prepared.check`.
+        """
+        for split in splits:
+            if split != "test":
+                self.data.check(split)
+        if "test" in splits and "test" not in self.data.splits:
+            logging.warning("The data set '%s' has no split test: not evaluated.", self.data.name)
+        return tuple(split for split in splits if split in self.data.splits)
 
     def best(self, weights: Weights) -> Any:
         """The weights that are shown and published: the first average, or else the raw ones."""

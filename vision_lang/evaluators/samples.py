@@ -18,7 +18,10 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         context.task, context.parallel, Sampling(**run.sampling), run.seed, config.device_batch
     )
     titles, labels = _conditions(config, context)
-    tokens, mask = context.tokenizer.encode_batch(titles, run.data.text_length)
+    # The data's own captions are cut where they are too long, as they are in training.
+    tokens, mask = context.tokenizer.encode_batch(
+        titles, run.data.text_length, strict=bool(config.prompts)
+    )
 
     def evaluate(weights: Weights, final: bool) -> Result:
         del final

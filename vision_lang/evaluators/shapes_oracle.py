@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.shapes import grammar, oracle
 from vision_lang.tasks.diffusion import Sampling
 
+CHUNK = 256  # captions that are read at once
 PARTS = ("number", "shape", "colour", "size", "background", "relation")
 
 
@@ -29,11 +31,17 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         context.task, context.parallel, Sampling(**run.sampling), run.seed, config.device_batch
     )
 
+    counts = {True: config.final_count, False: config.count}
+    asked = {  # (split, final) -> prompts and their places
+        (split, final): choose_prompts(context, split, count)
+        for split in config.splits
+        for final, count in counts.items()
+    }
+
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
         for split in config.splits:
-            count = config.final_count if final else config.count
-            prompts, index = choose_prompts(context, split, count)
+            prompts, index = asked[split, final]
             tokens, mask = context.tokenizer.encode_batch(prompts, run.data.text_length)
             labels = np.full(len(prompts), -1, np.int32)
             batches = draw(context.best(weights), tokens, mask, labels, index)
@@ -47,16 +55,42 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
 def choose_prompts(context: Context, split: str, count: int) -> tuple[list[str], np.ndarray]:
     """The first count / 2 captions of one and of two objects, and count / 4 of three, with their
-    places in the split."""
+    places in the split; no more of it is read.
+
+    Raises:
+      InputError: no such split, a caption that is not of the built-in world's grammar, or none of
+        one or two objects.
+    """
     want = {1: count // 2, 2: count // 2, 3: count // 4}
     prompts, index = [], []
-    for place, (text, *_) in enumerate(context.data.open(split).captions()):
-        objects = len(grammar.parse(text).objects)
-        if want[objects]:
-            want[objects] -= 1
-            prompts.append(text)
-            index.append(place)
+    source = context.data.open(split)
+    for start in range(0, len(source), CHUNK):
+        places = range(start, min(start + CHUNK, len(source)))
+        for place, (text, *_) in zip(places, source.only(np.array(places)).captions(), strict=True):
+            objects = _count_objects(text, split)
+            if want.get(objects):
+                want[objects] -= 1
+                prompts.append(text)
+                index.append(place)
+        if not any(want.values()):
+            break
+    if want[1] + want[2] == count // 2 * 2:
+        raise InputError(
+            f"The oracle grades prompts of one and of two objects; of {count} that it should take "
+            f"from the split '{split}' there is none."
+        )
     return prompts, np.asarray(index, np.int32)
+
+
+def _count_objects(text: str, split: str) -> int:
+    try:
+        return len(grammar.parse(text).objects)
+    except InputError as error:
+        raise InputError(
+            f"The oracle of the built-in world cannot read the caption '{text}' of the split "
+            f"'{split}': {error} For other data name them by --config=FILE:data=NAME, which leaves "
+            "this evaluator out."
+        ) from error
 
 
 def judge(picture: np.ndarray, prompt: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: split, batch_size (rows per device)."""
     task, parallel = context.task, context.parallel
+    context.data.check(config.split)
 
     def rows(variables, batch):
         """Per example: the loss and the metrics' (sum, count), each row on its own. [b, ...]"""
@@ -40,8 +41,9 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         source = context.data.open(config.split)
         batch_size = config.batch_size * parallel.devices
         batches = pipeline.eval_batches(
-            source, context.encode, data=context.config.data, batch_size=batch_size
-        )
+            source, context.encode, data=context.config.data, batch_size=batch_size,
+            classes=context.classes,
+        )  # fmt: skip
         for batch in batches:
             placed = parallel.place(batch)
             for name, variables in weights.items():

@@ -95,7 +95,6 @@ class Checkpoints:
         """
         self.wait()
         metrics = dict(metrics or {})
-        self._retention.check_metrics(metrics)
         path = self._directory / str(step)
         try:
             self._make_room(path, step)
@@ -111,6 +110,7 @@ class Checkpoints:
             target=self._finish, args=(step, path, specs, metrics), name=f"finish-step-{step}"
         )
         self._thread.start()
+        self._retention.check_metrics(metrics)  # now that the step itself is safe
 
     def check(self) -> None:
         """Raises the failure of a background save, if there was one. Costs nothing: call often."""
@@ -131,9 +131,7 @@ class Checkpoints:
         finally:
             self._writer.close()
 
-    def restore(
-        self, target: Any, step: int | None = None, allow: Iterable[str] = ()
-    ) -> tuple[int, Any]:
+    def restore(self, target: Any, step: int | None = None) -> tuple[int, Any]:
         """Returns (step, state) from the newest good step, or from `step`.
 
         Broken steps are named in a warning and passed over. Every leaf must be in both trees
@@ -145,8 +143,6 @@ class Checkpoints:
             jax.Array as another, any other array or ShapeDtypeStruct as numpy on the host, a
             Python number as such. The device count and backend that wrote it do not matter.
           step: a certain step; it must be good.
-          allow: sub-trees ('ema', 'params/head') of which leaves may be missing in the checkpoint
-            (the target's own stay) or be only there (they are left out). Both are logged.
 
         Raises:
           CheckpointError: there is no good step, or leaves are missing, extra, reshaped or
@@ -157,10 +153,6 @@ class Checkpoints:
         path = self._directory / str(found)
         wanted = trees.named_leaves(target)
         stored = manifest.specs(manifest.read(path))
-        for part in allow:
-            stored, wanted, passed_over = trees.allow(part, stored, wanted)
-            for line in passed_over:
-                logging.warning("%s.", line)
         lines = trees.mismatches(stored, {p: trees.spec(leaf) for p, leaf in wanted.items()})
         if lines:
             raise CheckpointError(
@@ -189,7 +181,8 @@ class Checkpoints:
             logging.warning("Checkpoint '%s' is %s: passed over.", self._directory / name, reason)
         detail = "; ".join(f"{name}: {reason or 'damaged'}" for name, reason in found.items())
         raise CheckpointError(
-            f"There is no good checkpoint in '{self._directory}' ({detail or 'nothing there'})."
+            f"There is no good checkpoint in '{self._directory}' ({detail or 'nothing there'}). "
+            "Bring a good one back, or begin again with --fork=NEW."
         )
 
     def _make_room(self, path: epath.Path, step: int) -> None:
@@ -258,7 +251,7 @@ class Checkpoints:
 
 
 def restore_part(
-    directory: Any, names: Iterable[str], step: int | None = None
+    directory: Any, names: Iterable[str], step: int | None = None, optional: Iterable[str] = ()
 ) -> tuple[int, dict[str, Any]]:
     """Reads some sub-trees of a checkpoint, such as weights without their optimizer.
 
@@ -266,6 +259,7 @@ def restore_part(
       directory: a run's checkpoints folder.
       names: paths of sub-trees or leaves: 'params', 'ema/default'.
       step: a certain step; default the newest good one.
+      optional: further names, which the checkpoint may lack.
 
     Returns:
       (step, {name: nested dict of numpy arrays, or one array where the name is a leaf's}).
@@ -277,10 +271,11 @@ def restore_part(
         found = checkpoints._choose(step)
     path = files.absolute(directory) / str(found)
     stored = manifest.specs(manifest.read(path))
+    names, optional = list(names), list(optional)
     parts: dict[str, list[str]] = {}
-    for name in names:
+    for name in (*names, *optional):
         parts[name] = [p for p in stored if p == name or p.startswith(name + "/")]
-        if not parts[name]:
+        if not parts[name] and name in names:
             known = sorted({"/".join(p.split("/")[:n]) for p in stored for n in (1, 2)})
             raise CheckpointError(
                 f"Checkpoint '{path}' has no '{name}'.{suggestion(name, known[:40])}"

@@ -7,6 +7,7 @@ JSON has one kind of sequence, so that a config survives `from_json(to_json(c))`
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -23,8 +24,8 @@ from vision_lang.errors import InputError, suggestion
 
 # What may differ when a run is resumed: how long, how often and on what, never what is learned.
 CHANGEABLE = (
-    "steps", "log_every", "eval_every", "save_every", "sample_every", "keep", "keep_period",
-    "keep_best", "workers", "profile", "require_accelerator",
+    "steps", "log_every", "eval_every", "save_every", "keep", "keep_period", "keep_best", "workers",
+    "require_accelerator",
 )  # fmt: skip
 
 MISSING = "(missing)"  # stands in `differences` for a field that one side does not have
@@ -35,6 +36,39 @@ _WANTED = {
     float: "a number, such as 0.001",
     tuple: "a tuple, such as (1,2)",
 }
+
+
+# What is wanted, the test of it, and the fields that it is wanted of; * stands for any name. Of a
+# tuple each entry is tested. How fields must fit together is said where they are used.
+RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
+    ("1 or more", lambda x: x >= 1,
+     "steps batch_size accumulate log_every keep cpu_devices data.resolution model.patch "
+     "model.encoder.stages model.encoder.hidden model.unet.widths model.unet.groups "
+     "model.unet.layers model.decoder.layers model.sketch.cells model.*.heads model.*.mlp_ratio "
+     "decoding.beams evaluators.*.batch_size evaluators.*.device_batch evaluators.*.columns"),
+    ("3 or more, for begin, end and a word between them,", lambda x: x >= 3, "data.text_length"),
+    ("0 or more", lambda x: x >= 0,
+     "eval_every save_every keep_period workers max_bad_steps optimizer.learning_rate "
+     "optimizer.warmup optimizer.clip_norm optimizer.groups.*.weight_decay "
+     "optimizer.groups.*.learning_rate_scale model.unet.depth model.text.layers "
+     "model.text.distance_slopes model.sketch.layers model.sketch.hints model.encoder.grid "
+     "model.margin.margin diffusion.*_weight sampling.guidance sampling.eta augmentation.pad "
+     "augmentation.brightness augmentation.contrast augmentation.saturation augmentation.mixup "
+     "augmentation.cutmix decoding.top_k decoding.min_length decoding.no_repeat_ngram "
+     "evaluators.*.count evaluators.*.final_count evaluators.*.shown"),
+    ("a number above 0", lambda x: x > 0,
+     "optimizer.eps model.*.width model.encoder.epsilon model.margin.scale sampling.shift "
+     "decoding.temperature"),
+    ("a share from 0 to 1", lambda x: 0 <= x <= 1,
+     "caption_drop data.max_bad_share sampling.interval sampling.rescale augmentation.erase"),
+    ("0 or more and less than 1", lambda x: 0 <= x < 1,
+     "ema.*.decay optimizer.b1 optimizer.b2 optimizer.momentum label_smoothing model.*.dropout "
+     "model.encoder.momentum"),
+    ("a level from 0 to 255", lambda x: 0 <= x <= 255, "data.background"),
+    ("a whole number from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32, "seed"),  # JAX drops the rest
+    ("a valid regular expression", re.compile,
+     "init_except optimizer.frozen optimizer.groups.*.pattern"),
+)  # fmt: skip
 
 
 def to_json(config: ConfigDict) -> str:
@@ -72,12 +106,15 @@ def load(spec: str) -> ConfigDict:
     """Returns the locked config of `configs/x.py[:argument]` or of a stored `.../config.json`.
 
     Raises:
-      InputError: the file does not exist, or its `get_config` refuses the argument.
+      InputError: the file does not exist, or its `get_config` refuses the argument; an argument
+        for a stored config, which has none.
     """
     filename, _, argument = spec.partition(":")
     if not os.path.isfile(filename):
         raise InputError(f"Config file '{filename}' does not exist.")
     if filename.endswith(".json"):
+        if argument:
+            raise InputError(f"A stored config takes no argument: --config={filename} alone.")
         with open(filename, encoding="utf-8") as f:
             return from_json(f.read())
     module_spec = importlib.util.spec_from_file_location("loaded_config", filename)
@@ -124,24 +161,6 @@ def check_resume(stored: ConfigDict, given: ConfigDict) -> dict[str, tuple[Any, 
     return different
 
 
-def check_fields(stored: ConfigDict, current: ConfigDict, what: str = "The stored config") -> None:
-    """Checks that a stored config has exactly the fields that today's code has.
-
-    Raises:
-      InputError: fields are missing from the stored config or unknown to today's code; all named.
-    """
-    old, new = flatten(stored), flatten(current)
-    lacks, extra = sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys())
-    if not lacks and not extra:
-        return
-    parts = [f"lacks {', '.join(lacks)}"] if lacks else []
-    parts += [f"has the unknown {', '.join(extra)}"] if extra else []
-    raise InputError(
-        f"{what} was written by another version of the code: it {' and '.join(parts)}. Check out "
-        "the commit named in the run's provenance.json, or start a new run with --fork=NEW."
-    )
-
-
 def check_types(config: ConfigDict, defaults: ConfigDict) -> None:
     """Checks what ml_collections does not: the types of a tuple's entries.
 
@@ -163,6 +182,31 @@ def check_types(config: ConfigDict, defaults: ConfigDict) -> None:
             raise InputError(
                 f"config.{path} = {value}: a tuple of {names} is wanted, as in {default}."
             )
+
+
+def check_ranges(config: ConfigDict) -> None:
+    """Checks each field on its own against `RANGES`.
+
+    Raises:
+      InputError: a field is out of its range; the field, its value and what is wanted are named.
+    """
+    for path, value in flatten(config).items():
+        for wanted, fits, fields in RANGES:
+            named = any(fnmatch.fnmatchcase(path, field) for field in fields.split())
+            if named and not all(_holds(fits, entry) for entry in _entries(value)):
+                raise InputError(f"config.{path} = {value!r}: {wanted} is wanted.")
+
+
+def _holds(fits: Callable[[Any], Any], entry: Any) -> bool:
+    try:
+        return bool(fits(entry))
+    except (TypeError, re.error):  # another type, in a tuple whose default is empty
+        return False
+
+
+def _entries(value: Any) -> list[Any]:
+    """The value, or what a tuple holds, tuples in it opened."""
+    return [e for v in value for e in _entries(v)] if isinstance(value, tuple) else [value]
 
 
 def parse_flags_error(error: BaseException, argv: Sequence[str] | None = None) -> InputError:

@@ -17,7 +17,8 @@ class Progress:
     """Shows steps done, steps per second, the time left and the last metrics.
 
     The speed is measured from the first update on, so that compilation, which comes before it,
-    does not count; it is an average over about the last `window` seconds.
+    does not count; it is an average over about the last `window` seconds. What lies between `pause`
+    and `resume` does not count either.
 
     Args:
       total: steps in all.
@@ -41,6 +42,7 @@ class Progress:
         self._stream = sys.stderr if stream is None else stream
         self._every, self._window = every, window
         self._last_line = -math.inf
+        self._paused, self._away = 0.0, 0.0  # when, and seconds of all pauses
         self._marks: list[tuple[float, int]] = []  # (seconds, step)
         self._metrics = ""
         self._bar: Bar | None = None
@@ -59,7 +61,7 @@ class Progress:
 
     def update(self, step: int, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
         """Tells that `step` steps are done; metrics stay shown until the next ones."""
-        now = time.monotonic()
+        now = time.monotonic() - self._away
         self._step = step
         self._marks.append((now, step))
         while len(self._marks) > 2 and now - self._marks[1][0] > self._window:
@@ -70,6 +72,14 @@ class Progress:
             self._bar.update(self._task, completed=step, note=self._note())
         elif now - self._last_line >= self._every:
             self._line(now)
+
+    def pause(self) -> None:
+        """Stops the clock, for an evaluation."""
+        self._paused = time.monotonic()
+
+    def resume(self) -> None:
+        """Lets the clock go on: the time since `pause` does not count."""
+        self._away += time.monotonic() - self._paused
 
     def close(self) -> None:
         """Leaves the last state on the screen."""

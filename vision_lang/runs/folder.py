@@ -57,6 +57,12 @@ class RunFolder:
     def final(self) -> epath.Path:
         return self.root / "final.json"
 
+    @property
+    def began(self) -> bool:
+        """Whether its training has left anything: a checkpoint or a line of metrics."""
+        saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())
+        return saved or (self.metrics.exists() and self.metrics.stat().length > 0)
+
     def read_config(self) -> Any:
         """Returns the stored config (a locked ConfigDict)."""
         return config_lib.from_json(self.config.read_text())
@@ -66,8 +72,20 @@ def create(workdir: str, task: str) -> RunFolder:
     """Makes a new run folder: `workdir`, or a fresh `runs/<task>-<time>` where it is ''.
 
     Raises:
-      InputError: `workdir` holds a run already, or something that is no run.
+      InputError: `workdir` holds a run already, or something that is no run; or no folder can be
+        made there.
     """
+    try:
+        return _create(workdir, task)
+    except OSError as error:
+        place = workdir or "runs"
+        raise InputError(
+            f"Cannot make a run folder at '{place}': {error.strerror or error}. Name another "
+            "folder."
+        ) from error
+
+
+def _create(workdir: str, task: str) -> RunFolder:
     if workdir:
         root = epath.Path(workdir)
         if (root / "config.json").exists():

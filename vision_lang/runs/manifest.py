@@ -104,6 +104,12 @@ def survey(directory: Any) -> dict[str, str]:
     return {n: problem(directory / n, deep=False) for n in sorted(names, key=int)}
 
 
+def any_finished(directory: Any) -> bool:
+    """Whether a step was saved to its end at some time, be it damaged since."""
+    directory = files.absolute(directory)
+    return any((directory / name / NAME).exists() for name in survey(directory))
+
+
 def specs(content: Mapping[str, Any]) -> dict[str, trees.Spec]:
     """Returns {path: (shape, dtype)} of the saved tree."""
     return {p: (tuple(e["shape"]), e["dtype"]) for p, e in content["leaves"].items()}

@@ -81,22 +81,6 @@ def mismatches(
     return lines
 
 
-def allow(
-    part: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Returns both without the leaves under `part` that only one has, and a line on each such."""
-    lines = []
-    kept = []
-    for here, there, what in (
-        (stored, wanted, "only in the checkpoint, left out"),
-        (wanted, stored, "missing in the checkpoint, not restored"),
-    ):
-        single = [p for p in here if p not in there and (p + "/").startswith(part + "/")]
-        lines += [f"{path}: {what}" for path in single]
-        kept.append({p: leaf for p, leaf in here.items() if p not in single})
-    return kept[0], kept[1], lines
-
-
 def _show(leaf_spec: Spec) -> str:
     shape, dtype = leaf_spec
     return f"{dtype}[{','.join(map(str, shape))}]"

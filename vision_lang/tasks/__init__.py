@@ -1,6 +1,42 @@
 """What is learned: each task is a loss, predictions and a batch spec; pure, without files."""
 
-from vision_lang.tasks import diffusion_config
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-# config.task -> (config, facts about the data) -> the task
-TASKS = {"diffusion": diffusion_config.from_config}
+from ml_collections import ConfigDict
+
+from vision_lang.errors import choose
+from vision_lang.tasks import (
+    captioning_config,
+    contrastive_config,
+    diffusion_config,
+    recognition_config,
+)
+from vision_lang.tasks.facts import DataFacts
+
+
+class Entry(NamedTuple):
+    """How a task is built, and what it wants of the data.
+
+    make: (config, facts about the data) -> the task.
+    reads_text: whether it learns from texts: the run then has a tokenizer of its own.
+    wants_label: whether an example without a class is a broken one.
+    """
+
+    make: Callable[[ConfigDict, DataFacts], Any]
+    reads_text: Callable[[ConfigDict], bool]
+    wants_label: bool
+
+
+# config.task -> how it is built
+TASKS = {
+    "diffusion": Entry(diffusion_config.from_config, lambda c: c.condition == "text", False),
+    "captioning": Entry(captioning_config.from_config, lambda c: True, False),
+    "contrastive": Entry(contrastive_config.from_config, lambda c: True, False),
+    "recognition": Entry(recognition_config.from_config, lambda c: False, True),
+}
+
+
+def entry(config: ConfigDict) -> Entry:
+    """Returns the row of `TASKS` that config.task names."""
+    return choose(TASKS, config.task, "task")

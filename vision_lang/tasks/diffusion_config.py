@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,23 +9,16 @@ from ml_collections import ConfigDict
 from vision_lang.diffusion import prediction as predictions
 from vision_lang.diffusion import schedules, time_sampling, weighting
 from vision_lang.errors import InputError, choose
+from vision_lang.models import sketch, text_encoder, unet
 from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.models.text_encoder import TextEncoder, TextSpec
 from vision_lang.models.unet import UNet, UNetSpec
 from vision_lang.tasks import diffusion as task_lib
 from vision_lang.tasks.conditioning import MASK_POLICIES, TextConditioning
+from vision_lang.tasks.facts import DataFacts
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 CONDITIONS = {"text": "captions", "label": "classes"}
-
-
-class DataFacts(NamedTuple):
-    """What a task must know of the data set; kept in the run folder beside the config."""
-
-    vocab_size: int
-    null_tokens: tuple[int, ...]  # the empty text as the tokenizer writes it, [L]
-    null_mask: tuple[bool, ...]
-    num_classes: int
 
 
 def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
@@ -35,7 +26,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
 
     Raises:
       InputError: an unknown name, an inadmissible (schedule, prediction), an image size that the
-        patches do not divide.
+        patches do not divide, networks whose sizes do not fit together.
     """
     model, diffusion = config.model, config.diffusion
     choose(CONDITIONS, config.condition, "condition")
@@ -51,11 +42,11 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
             "condition=label gives a sketch no text to read: give the config's argument, "
             "--config=configs/diffusion.py:condition=label, or --config.model.sketch.layers=0."
         )
-    if model.sketch.layers and config.data.resolution % model.sketch.cells:
-        raise InputError(
-            f"data.resolution={config.data.resolution} is no multiple of "
-            f"model.sketch.cells={model.sketch.cells}."
-        )
+    unet_spec, text_spec = UNetSpec(**model.unet), TextSpec(**model.text)
+    sketch_spec = SketchSpec(**model.sketch)
+    unet.check(unet_spec)
+    text_encoder.check(text_spec)
+    sketch.check(sketch_spec, config.data.resolution)
     schedule = schedules.make_schedule(diffusion.schedule)
     prediction = predictions.make_prediction(diffusion.prediction)
     predictions.check(schedule, prediction)
@@ -69,21 +60,21 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
     labelled = config.condition == "label"
     task = task_lib.Diffusion(
         text_encoder=TextEncoder(
-            spec=TextSpec(**model.text),
+            spec=text_spec,
             vocab_size=facts.vocab_size,
             max_length=config.data.text_length,
             dtype=dtype,
             remat=model.remat,
         ),
         unet=UNet(
-            spec=UNetSpec(**model.unet),
+            spec=unet_spec,
             out_channels=3 * model.patch**2,
             num_classes=facts.num_classes + 1 if labelled else 0,
             dtype=dtype,
             remat=model.remat,
             fused=model.fused_attention,
         ),
-        sketch=Sketch(spec=SketchSpec(**model.sketch), side=config.data.resolution, dtype=dtype),
+        sketch=Sketch(spec=sketch_spec, side=config.data.resolution, dtype=dtype),
         schedule=schedule,
         prediction=prediction,
         times=time_sampling.make_time_sampling(

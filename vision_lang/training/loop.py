@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import json
 import signal
 import time
@@ -64,7 +63,7 @@ def train(
     with Checkpoints(run.checkpoints, config.keep, config.keep_period, config.keep_best) as saved:
         # Where to begin. --------------------------------------------------------------------------
         state, start = job.state, 0
-        if any(not problem for problem in manifest.survey(run.checkpoints).values()):
+        if manifest.any_finished(run.checkpoints):  # damaged or not: never begin anew over them
             start, state = saved.restore(job.state)
             logging.info("Resumed from step %d.", start)
         if start > config.steps:
@@ -75,14 +74,14 @@ def train(
         record_start(run, record, start)
         began = time.perf_counter()
 
-        encode = functools.partial(job.tokenizer.encode, length=config.data.text_length)
         batches = pipeline.train_batches(
             job.data.open("train"),
-            encode,
+            context.encode,
             data=config.data,
             batch_size=config.batch_size,
             seed=config.seed,
             step=start,
+            classes=context.classes,
             workers=config.workers,
         )
         with (
@@ -95,6 +94,7 @@ def train(
             clock = Clock(config.batch_size, feed, start)
             flying = InFlight(config.max_bad_steps, job.parallel.devices, saved)
             numbers: dict[str, float] = {}  # for the progress bar
+            results: dict[str, float] = {}
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
@@ -111,16 +111,22 @@ def train(
                 progress.update(step, {name: numbers[name] for name in SHOWN if name in numbers})
 
                 last = step == config.steps
-                measured: dict[str, float] = {}  # at this step: what `keep_best` may choose by
-                if is_due(step, config.eval_every) and not last:
+                measured: dict[str, float] = {}  # at this step: what `keep_best` chooses by
+                # Where the best is to be kept, what is measured is saved, the last step as well.
+                if is_due(step, config.eval_every) and not last or last and config.keep_best:
                     flying.drain()
                     clock.pause()
-                    measured = evaluate(evaluators, state, writer, step, final=False)
+                    progress.pause()
+                    measured = evaluate(evaluators, state, writer, step, final=last)
+                    progress.resume()
                     clock.resume()
-                if is_due(step, config.save_every) or last or signals.received:
+                best = bool(config.keep_best and measured)
+                if is_due(step, config.save_every) or best or last or signals.received:
                     flying.drain()
                     writer.flush()
                     saved.save(step, state, measured)
+                if last:
+                    results = measured
                 if signals.received and not last:
                     saved.wait()
                     record_end(run, time.perf_counter() - began)
@@ -128,7 +134,7 @@ def train(
 
             # The end. -----------------------------------------------------------------------------
             saved.wait()
-            results = evaluate(evaluators, state, writer, config.steps, final=True)
+            results = results or evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
     record_end(run, time.perf_counter() - began)
     records.write_results(run, results)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,12 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
+from vision_lang import tasks
 from vision_lang.data import sources, tokenizer
-from vision_lang.errors import InputError, choose
-from vision_lang.runs import checkpoint, files
+from vision_lang.errors import InputError
+from vision_lang.runs import checkpoint, files, trees
 from vision_lang.runs import folder as folder_lib
-from vision_lang.tasks import TASKS
-from vision_lang.tasks.diffusion_config import DataFacts
+from vision_lang.tasks.facts import DataFacts
 from vision_lang.training import optimizer, parallel, state
 from vision_lang.training.step import Step
 
@@ -54,16 +55,10 @@ def prepare_data(
         "class_names": data.class_names or [],
     }
     if run.data.exists():
-        stored = json.loads(run.data.read_text())
-        if stored["fingerprint"] != data.fingerprint:
-            raise InputError(
-                f"The data set '{data.name}' has changed since this run began (fingerprint "
-                f"{stored['fingerprint']}, now {data.fingerprint}). Bring the old data back, or "
-                "start a new run."
-            )
+        check_data(data, run)
         return data, tokenizer.load(run.tokenizer)
     texts: list[str] = []
-    if config.condition == "text":
+    if tasks.entry(config).reads_text(config):
         captions = data.open("train").captions(TOKENIZER_CAPTIONS)
         texts = [text for several in captions for text in several]
     words = tokenizer.for_captions(
@@ -72,9 +67,20 @@ def prepare_data(
         vocab_size=config.data.vocab_size,
         length=config.data.text_length,
     )
-    words.save(run.tokenizer)
+    files.write_text(run.tokenizer, words.json)
     files.write_json(run.data, facts)
     return data, words
+
+
+def check_data(data: sources.Prepared, run: folder_lib.RunFolder) -> None:
+    """Raises InputError if the data set is another than the run was trained on."""
+    stored = json.loads(run.data.read_text())
+    for what, found in (("fingerprint", data.fingerprint), ("splits", data.splits)):
+        if stored[what] != found:
+            raise InputError(
+                f"The data set '{data.name}' has changed since this run began ({what} "
+                f"{stored[what]}, now {found}). Bring the old data back, or start a new run."
+            )
 
 
 def make_task(config: ConfigDict, words: tokenizer.Tokenizer, num_classes: int) -> Any:
@@ -83,7 +89,7 @@ def make_task(config: ConfigDict, words: tokenizer.Tokenizer, num_classes: int) 
     facts = DataFacts(
         words.vocab_size, tuple(map(int, null_tokens)), tuple(map(bool, null_mask)), num_classes
     )
-    return choose(TASKS, config.task, "task")(config, facts)
+    return tasks.entry(config).make(config, facts)
 
 
 def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
@@ -101,8 +107,8 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(task.init, compiler_options=quick)
     variables = init(random_keys.make(config.seed, "init"))
+    variables = _initialised(variables, config.init, config.init_except)
     first = state.create(variables, tuple(config.optimizer.frozen), tuple(config.ema.keys()))
-    first = first.replace(params=_initialised(first.params, config.init))
     packing = optimizer.Packing(first.params, config.optimizer.groups)
     optimiser = optimizer.make(config.optimizer, config.steps, packing)
     step = Step(
@@ -134,59 +140,76 @@ def _empty_window(step: Step, task: Any, first: state.TrainState) -> dict:
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), after.window)
 
 
-def _initialised(params: dict[str, jax.Array], init: ConfigDict) -> dict[str, jax.Array]:
-    """Replaces the sub-trees that config.init names by those of other runs; each leaf is logged.
+def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
+    """Replaces the networks that config.init names by those of other runs; each leaf is logged.
+
+    A network is its sub-tree of every collection: parameters and batch statistics.
+
+    Args:
+      left_out: config.init_except, a pattern of paths such as 'encoder/fc8/.*' that are not asked
+        of the other run, nor taken from it.
 
     Raises:
       InputError: the run has other leaves, shapes or types there; all of them are named.
     """
-    params = dict(params)
+    here = _flat(variables)
     for part, spec in init.items():
         if not spec:
             continue
-        source, stored = weights_of(spec)
-        own = {name for name in params if name.startswith(part + "/")}
-        other = {name for name in stored if name.startswith(part + "/")}
+        source, there = weights_of(spec)
+
+        def belongs(name, part=part):
+            path = name.partition("/")[2]  # without the collection
+            return path.startswith(part + "/") and not re.fullmatch(left_out, path)
+
+        own, other = set(filter(belongs, here)), set(filter(belongs, there))
         lines = [f"missing there: {n}" for n in sorted(own - other)]
         lines += [f"only there: {n}" for n in sorted(other - own)]
         for name in sorted(own & other):
-            here, there = params[name], stored[name]
-            if here.shape != there.shape or here.dtype != there.dtype:
-                lines.append(
-                    f"{name}: {there.dtype}{there.shape} there, {here.dtype}{here.shape} here"
-                )
+            old, new = here[name], there[name]
+            if old.shape != new.shape or old.dtype != new.dtype:
+                lines.append(f"{name}: {new.dtype}{new.shape} there, {old.dtype}{old.shape} here")
         if lines or not own:
             detail = "\n  ".join(lines or [f"this model has no sub-tree '{part}'"])
-            raise InputError(f"config.init.{part}={spec} does not fit:\n  {detail}")
+            raise InputError(
+                f"config.init.{part}={spec} does not fit:\n  {detail}\nWhat is to begin anew, or "
+                "to be left behind, may be named by the pattern config.init_except."
+            )
         for name in sorted(own):
-            params[name] = jnp.asarray(stored[name])
+            here[name] = jnp.asarray(there[name])
             logging.info("init: %s from %s", name, source)
-    return params
+    return trees.nest(here)
 
 
 def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads 'RUN[@step][:ema|raw]': returns (where from, parameters by path).
+    """Reads 'RUN[@step][:ema|raw]': returns (where from, variables by path, 'params/unet/...').
 
     `ema` (the default where the run has one) is the run's first average.
     """
     path, _, which = spec.partition(":") if spec.endswith((":ema", ":raw")) else (spec, "", "")
-    path, _, step = path.partition("@")
-    if step and not step.isdigit():
-        raise InputError(f"'{spec}': a step is a whole number, as in RUN@1000:ema.")
+    path, step = _path_and_step(path)
     run = folder_lib.open(path, checkpoint=True)
     averages = list(run.read_config().ema.keys())
     if which == "ema" and not averages:
         raise InputError(f"'{spec}': that run keeps no average; use ':raw'.")
     average = averages[0] if averages and which != "raw" else ""
     name = f"ema/{average}/params" if average else "params"
-    frozen = bool(run.read_config().optimizer.frozen)
-    names = [name, *(["frozen"] if frozen else [])]
-    found, parts = checkpoint.restore_part(run.checkpoints, names, int(step) if step else None)
-    flat = {p: a for part in parts.values() for p, a in _flat(part).items()}
-    return f"{path}@{found} ({average or 'raw'})", flat
+    found, parts = checkpoint.restore_part(
+        run.checkpoints, [name], step, optional=["frozen", "mutable"]
+    )
+    # Parameters are stored by their paths already, those that are trained apart from the others.
+    flat = {f"params/{path}": leaf for path, leaf in _flat(parts[name]).items()}
+    flat |= {f"params/{path}": leaf for path, leaf in _flat(parts["frozen"]).items()}
+    return f"{path}@{found} ({average or 'raw'})", flat | _flat(parts["mutable"])
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, np.ndarray]:
+def _path_and_step(spec: str) -> tuple[str, int | None]:
+    """'RUN@1000' -> ('RUN', 1000). Paths may hold an @: only digits behind the last are a step."""
+    path, _, step = spec.rpartition("@")
+    return (path, int(step)) if path and step.isdecimal() else (spec, None)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}{name}/").items()}
@@ -203,6 +226,7 @@ class Loaded:
     class_names: list[str]
     variables: Any
     source: str  # run, step and weights, in words
+    step_given: bool  # a certain step was asked for, not the newest
 
 
 def load(path: str, weights: str = "") -> Loaded:
@@ -215,17 +239,11 @@ def load(path: str, weights: str = "") -> Loaded:
     Raises:
       InputError: no such run, or it has no finished checkpoint.
     """
-    run = folder_lib.open(path.partition("@")[0], checkpoint=True)
+    folder, step = _path_and_step(path)
+    run = folder_lib.open(folder, checkpoint=True)
     config = run.read_config()
     source, flat = weights_of(path + (f":{weights}" if weights else ""))
     words = tokenizer.load(run.tokenizer)
     class_names = json.loads(run.data.read_text())["class_names"]
     task = make_task(config, words, len(class_names))
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split("/")
-        place = nested
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[leaf] = value
-    return Loaded(run, config, task, words, class_names, {"params": nested}, source)
+    return Loaded(run, config, task, words, class_names, trees.nest(flat), source, step is not None)

@@ -13,6 +13,8 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from vision_lang.errors import InputError
+
 Tree = Any
 
 
@@ -57,10 +59,24 @@ def split(variables: Tree, frozen: tuple[str, ...]) -> tuple[dict, dict, Tree]:
     """Returns (trainable, frozen, mutable) of a task's variables.
 
     A parameter is frozen if one of the patterns `frozen` matches its whole path.
+
+    Raises:
+      InputError: a pattern matches no parameter, or nothing is left to be trained.
     """
     flat = flax.traverse_util.flatten_dict(variables["params"], sep="/")
+    for pattern in frozen:
+        if not any(re.fullmatch(pattern, name) for name in flat):
+            raise InputError(
+                f"config.optimizer.frozen: the pattern '{pattern}' matches no parameter's whole "
+                f"path, as '{min(flat)}' is one; '{min(flat).partition('/')[0]}/.*' would be all "
+                "of that network."
+            )
     fixed = {k: v for k, v in flat.items() if any(re.fullmatch(p, k) for p in frozen)}
     trainable = {k: v for k, v in flat.items() if k not in fixed}
+    if not trainable:
+        raise InputError(
+            f"config.optimizer.frozen={frozen} freezes every parameter: nothing is left to train."
+        )
     return trainable, fixed, {k: v for k, v in variables.items() if k != "params"}
 
 

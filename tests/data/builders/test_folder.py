@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.data.conftest import encode, plain, write_folder
 from vision_lang.data import sources
+from vision_lang.data.builders.folder_files import Files
 from vision_lang.data.builders.folder_index import split_of
 from vision_lang.errors import InputError
 
@@ -104,6 +105,21 @@ def test_class_sub_folders(config: Config, tmp_path: Path, by_split: bool) -> No
             assert example["texts"] == (words,)
 
 
+@pytest.mark.parametrize("by_split", [False, True])
+def test_without_validation_the_last_tenth_of_train_is_held_out(
+    config: Config, tmp_path: Path, by_split: bool
+) -> None:
+    top = "train/oak/" if by_split else ""
+    files = {f"{top}{n}.png": encode(plain(n)) for n in range(40)}
+    files |= {"test/oak/50.png": encode(plain(50))} if by_split else {}
+    lines = None if by_split else [line(n, split="train") for n in range(40)]
+    path = write_folder(tmp_path / "pics", files, lines)
+    prepared = sources.prepare(config("folder", path=str(path)))
+    assert prepared.splits == {"train": 36, "validation": 4} | ({"test": 1} if by_split else {})
+    parts = [read(prepared, split).keys() for split in prepared.splits]
+    assert sum(map(len, parts)) == len(files) and set().union(*parts) == files.keys()
+
+
 def test_metadata_in_split_folders(config: Config, tmp_path: Path) -> None:
     for n, split in enumerate(("train", "test")):
         write_folder(tmp_path / "pics" / split, pictures(n), [line(n)])
@@ -136,19 +152,58 @@ def test_odd_formats_are_normalised(config: Config, tmp_path: Path) -> None:
     assert len(train) == 4
 
 
+def damaged(archive: Path, content: bytes) -> Path:
+    """Flips the last byte of a stored member."""
+    whole = bytearray(archive.read_bytes())
+    whole[whole.index(content) + len(content) - 1] ^= 1
+    archive.write_bytes(whole)
+    return archive
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
 def test_broken_pictures_are_left_out_counted_and_named(
-    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture, form: str
 ) -> None:
     files = pictures(*range(5)) | {"5.png": b"junk", "6.png": encode(plain(6, 64))[:60]}
     lines = [line(n, split="test" if n == 5 else "train") for n in range(7)]
-    data = config("folder", path=str(write_folder(tmp_path / "pics", files, lines)))
+    if form == "zip":
+        files["6.png"] = encode(plain(6))  # whole, but for the byte that `damaged` flips
+    path = write_folder(tmp_path / "pics", files, lines)
+    path = damaged(zipped(path), files["6.png"]) if form == "zip" else path
+    data = config("folder", path=str(path))
     for _ in range(2):  # also where the copy was prepared before
         caplog.clear()
         prepared = sources.prepare(data)
-        assert prepared.splits == {"train": 5}
+        assert prepared.splits == {"train": 4, "validation": 1}
         assert "2 broken pictures" in caplog.text and "5.png, 6.png" in caplog.text
     with pytest.raises(InputError, match="Unknown split .*'test'.*train"):
         prepared.open("test")
+
+
+def test_damaged_metadata_in_a_zip_are_refused_by_name(config: Config, tmp_path: Path) -> None:
+    path = zipped(write_folder(tmp_path / "pics", pictures(1), [line(1)]))
+    damaged(path, (tmp_path / "pics" / "metadata.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"'metadata\.jsonl' in .*pics\.zip cannot be read.*CRC"):
+        sources.prepare(config("folder", path=str(path)))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_no_damage_to_a_zip_ends_in_a_traceback(tmp_path: Path, method: int) -> None:
+    path, found = tmp_path / "x.zip", Counter[str]()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name in ("á.png", "b.png"):
+            archive.writestr(name, name * 9)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for flip in (1, 255):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :])
+            try:
+                files = Files(str(path))
+                for name in files.names():
+                    files.read(name)
+            except InputError as error:
+                found[type(error).__name__] += 1
+    assert found["Unreadable"] > 100 and found["InputError"] > 10
 
 
 def test_a_changed_folder_is_prepared_anew_and_says_so(

@@ -59,6 +59,14 @@ def test_every_picture_with_its_label(config: Config, folder: Path) -> None:
         assert seen == set(range(first[split], first[split] + count))
 
 
+def test_few_pictures_have_a_validation_split_too(config: Config, folder: Path) -> None:
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(pictures(8)))
+    (folder / "train-labels-idx1-ubyte").write_bytes(labels(8))
+    for name in ("idx", "fashion_mnist"):
+        prepared = sources.prepare(config(name, path=str(folder)))
+        assert prepared.splits == {"train": 7, "validation": 1, "test": 30}
+
+
 def test_28_px_become_32_by_a_black_frame(config: Config, folder: Path) -> None:
     data = config("idx", path=str(folder))
     source = sources.prepare(data).open("test")

@@ -8,7 +8,9 @@ changed is prepared anew. Old copies are kept; they may be deleted by hand.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,15 +19,60 @@ import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 
+from vision_lang.errors import InputError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def once(directory: str, target: epath.PathLike, make: Callable[[], None]) -> None:
+    """Calls `make` where there is no data set at `target`; one process at a time.
+
+    What is there already needs no lock, so that it may lie on a disk that can only be read: TFDS
+    renames a folder to `target` when everything is in it.
+
+    Args:
+      directory: where prepared data sets live.
+      target: the folder of one of them.
+      make: prepares it.
+
+    Raises:
+      InputError: `directory` cannot be written to, or its disk is full.
+    """
+    info = epath.Path(target) / "dataset_info.json"
+    if info.exists():
+        return
+    try:
+        with _locked(epath.Path(directory)):
+            if not info.exists():
+                make()
+    except (OSError, RuntimeError) as error:
+        reason = _refusal(error)
+        if not reason:
+            raise
+        raise InputError(
+            f"Cannot prepare data in '{directory}': {reason}. Make room or get permission there, "
+            "or name another folder with --config.data.dir."
+        ) from error
+
+
+def _refusal(error: Exception) -> str:
+    """How a file was refused; '' where that is not what went wrong.
+
+    array_record's writer reports a full disk as a RuntimeError with the system's words in it.
+    """
+    if isinstance(error, OSError):
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}" if error.strerror else " ".join(str(error).split())
+    return next((text for text in map(os.strerror, FULL) if text in str(error)), "")
+
 
 @contextlib.contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """Only one process at a time prepares under `directory` (on a local disk).
+def _locked(folder: epath.Path) -> Iterator[None]:
+    """Only one process at a time prepares under `folder` (on a local disk).
 
     Three runs started together on a fresh machine would otherwise build the same data thrice and
     get in each other's way at the final rename. Buckets have no locks: there, the last one wins.
     """
-    folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     if "://" in str(folder):
         yield
@@ -58,15 +105,17 @@ def prepare(
     place = f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:8]}-"
     name = place + fingerprint
     target = epath.Path(directory) / cls.name / name / str(cls.VERSION)
-    with locked(directory):
-        if not (target / "dataset_info.json").exists():
-            parent = target.parent.parent
-            if parent.exists() and any(old.name.startswith(place) for old in parent.iterdir()):
-                logging.warning("%s has changed since it was prepared: preparing it anew.", source)
-            config = make_config(name)
-            verbosity = logging.get_verbosity()
-            logging.set_verbosity(logging.ERROR)  # TFDS warns of a config that it has not seen
-            builder = cls(config=config, data_dir=directory, file_format="array_record")
-            logging.set_verbosity(verbosity)
-            builder.download_and_prepare()
+
+    def make() -> None:
+        parent = target.parent.parent
+        if parent.exists() and any(old.name.startswith(place) for old in parent.iterdir()):
+            logging.warning("%s has changed since it was prepared: preparing it anew.", source)
+        config = make_config(name)
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # TFDS warns of a config that it has not seen
+        builder = cls(config=config, data_dir=directory, file_format="array_record")
+        logging.set_verbosity(verbosity)
+        builder.download_and_prepare()
+
+    once(directory, target, make)
     return tfds.builder_from_directory(target)

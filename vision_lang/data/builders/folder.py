@@ -1,7 +1,7 @@
 """TFDS builder on a user's own folder, or zip, of pictures.
 
-What belongs to what is read by folder_index.py. Pictures that cannot be decoded are left out,
-counted and named, here and in the copy's metadata. Plain PNG and JPEG files are stored as they
+What belongs to what is read by folder_index.py. Pictures that cannot be read or decoded are left
+out, counted and named, here and in the copy's metadata. Plain PNG and JPEG files are stored as they
 are; others become PNG, with EXIF rotation applied and transparency kept (see images.normalise).
 """
 
@@ -18,7 +18,7 @@ from absl import logging
 
 from vision_lang.data import images
 from vision_lang.data.builders import copies
-from vision_lang.data.builders.folder_files import Files
+from vision_lang.data.builders.folder_files import Files, Unreadable
 from vision_lang.data.builders.folder_index import METADATA, Index, Record, read_index
 from vision_lang.errors import InputError
 
@@ -96,6 +96,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             return images.normalise(self.builder_config.files.read(record.path))
         except images.BadImage as error:
             return error
+        except Unreadable as error:
+            return images.BadImage(error.reason)
 
 
 def prepare(path: str, directory: str) -> tuple[Any, str]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import lzma
 import os
 import posixpath
 import stat
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 from vision_lang.errors import InputError
@@ -19,13 +22,30 @@ SPLITS = {
     "train": "train", "validation": "validation", "val": "validation", "valid": "validation",
     "test": "test",
 }  # fmt: skip
+# How zipfile reports damage, by where it is: checksum, compressed data, headers and their texts
+# (ValueError), a method or an encryption that it does not know (RuntimeError), the end of the file.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, ValueError, RuntimeError,
+    EOFError, OSError,
+)  # fmt: skip
+
+
+class Unreadable(InputError):
+    """A file that is there and cannot be read; `reason` says why, without its name."""
+
+    def __init__(self, path: str, name: str, error: BaseException):
+        self.reason = " ".join(f"{type(error).__name__}: {error}".split())
+        super().__init__(
+            f"'{name}' in {path} cannot be read ({self.reason}). Replace it by an intact copy."
+        )
 
 
 class Files:
     """Names are relative to the folder, with forward slashes; hidden files are not there.
 
     Raises (all methods):
-      InputError: the path is no folder and no zip; a file lies outside of the folder.
+      InputError: the path is no folder and no zip; a file lies outside of the folder. Unreadable,
+        which is one: a file is damaged, encrypted or may not be read.
     """
 
     def __init__(self, path: str):
@@ -39,7 +59,7 @@ class Files:
         if self._root.is_file():
             try:
                 self._zip = zipfile.ZipFile(self._root)
-            except zipfile.BadZipFile as error:
+            except DAMAGE as error:
                 raise InputError(f"{path} is neither a folder nor a zip: {error}.") from error
 
     @functools.cached_property
@@ -109,7 +129,10 @@ class Files:
 
     def read(self, name: str) -> bytes:
         inner, _ = self._entries[name]
-        return self._zip.read(inner) if self._zip else (self._root / inner).read_bytes()
+        try:
+            return self._zip.read(inner) if self._zip else (self._root / inner).read_bytes()
+        except DAMAGE as error:
+            raise Unreadable(self.path, name, error) from error
 
     def resolve(self, folder: str, name: str, where: str) -> str:
         """A file name in a metadata file, relative to that file's folder -> a name here."""

@@ -4,6 +4,7 @@ Hugging Face's imagefolder convention: `metadata.jsonl` in the folder or in its 
 JSON object per line with `file_name` (relative to that file), `text` (a string or several),
 `label` (a string or a number), `split`, `group`; other fields are kept as strings. Without
 metadata the sub-folders are the classes; sub-folders called train, validation and test are splits.
+Where no picture is in validation, sources.py holds out the last tenth of train.
 """
 
 from __future__ import annotations

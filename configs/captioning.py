@@ -1,0 +1,104 @@
+"""Captioning: a VGG encoder and a text decoder that describe a picture.
+
+    python -m vision_lang.main --config=configs/captioning.py
+    python -m vision_lang.main --config=configs/captioning.py:data=folder --config.data.path=DIR
+
+Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.data.name), size (a
+row of models.vgg.VGGS), decoder (a row of models.text_decoder.TEXT_DECODERS). The encoder learns
+too; --config.init.encoder=RUN begins with another run's, and
+'--config.optimizer.frozen=("encoder/.*",)' leaves it as it is.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import common
+from vision_lang.data import presets
+from vision_lang.errors import choose
+from vision_lang.models.text_decoder import TEXT_DECODERS
+from vision_lang.models.vgg import VGGS
+from vision_lang.tasks.augmentation import Augmentation
+from vision_lang.tasks.captioning import Decoding
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the config; see the module's docstring."""
+    given = common.parse_arg(arg, tiny=False, data="shapes", size="11", decoder="mini")
+    config = common.base()
+    config.task = "captioning"
+
+    config.steps = 3_000
+    config.batch_size = 64
+    config.eval_every = 1_000
+    config.save_every = 1_000
+
+    config.data.update(presets.fields(given.data))
+    config.data.name = given.data
+
+    model = config.model = ConfigDict()
+    # What the fields mean: vision_lang/models/vgg.py. A quarter of the paper's widths.
+    model.encoder = ConfigDict(dataclasses.asdict(choose(VGGS, _size(given), "size")))
+    model.encoder.update(width=0.25, batch_norm=True, head="none")
+    # the encoder's intermediate whose places the decoder attends
+    model.stage = "pool1" if given.tiny else "conv3_2"
+    spec = choose(TEXT_DECODERS, "tiny" if given.tiny else given.decoder, "decoder")
+    model.decoder = ConfigDict(dataclasses.asdict(spec))
+    model.preprocessing = "symmetric"  # a row of tasks.preprocessing.PREPROCESSINGS
+    model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
+
+    config.label_smoothing = 0.0
+    # What the fields mean: vision_lang/tasks/augmentation.py.
+    config.augmentation = ConfigDict(dataclasses.asdict(Augmentation()))
+    # For the evaluators, and describe's defaults: vision_lang/tasks/captioning.py.
+    config.decoding = ConfigDict(dataclasses.asdict(Decoding()))
+
+    optimizer = config.optimizer = common.optimizer(learning_rate=2e-3)
+    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
+    optimizer.groups = ConfigDict(
+        {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
+            "encoder": adamw | {"pattern": "encoder/.*/kernel", "weight_decay": 0.01},
+            "matrices": adamw | {"pattern": "(?!encoder/).*/kernel", "weight_decay": 0.01},
+            "others": adamw | {"pattern": ".*/(bias|scale|embedding)"},
+        }
+    )
+    config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
+    # "RUN[@step][:ema|raw]" each
+    config.init = ConfigDict({"encoder": "", "decoder": ""})
+
+    shapes = given.data.partition("/")[0] == "shapes"
+    config.evaluators = ConfigDict(
+        {
+            "validation": {"kind": "validation_loss", "split": "validation", "batch_size": 64},
+            "captions": {
+                "kind": "captions",
+                "splits": ("validation",),
+                "final_splits": ("test", "test_unseen") if shapes else ("validation", "test"),
+                "count": 256,
+                "final_count": 0,  # of each split, evenly spaced; 0: all
+                "batch_size": 64,
+                "shown": 8,  # pictures with their captions
+            },
+        }
+    )
+    if given.tiny:
+        shrink(config)
+    return config
+
+
+def _size(given: ConfigDict) -> str:
+    return "tiny" if given.tiny else given.size
+
+
+def shrink(config: ConfigDict) -> None:
+    """A run of seconds that walks through every part."""
+    config.steps = 20
+    config.batch_size = 8
+    config.log_every = 5
+    config.eval_every = 10
+    config.save_every = 10
+    config.optimizer.warmup = 5
+    config.evaluators.validation.batch_size = 16
+    config.evaluators.captions.update(batch_size=8, count=8, final_count=16, shown=4)
+    if config.data.name == "shapes":
+        config.data.name = "shapes/tiny"

@@ -1,0 +1,60 @@
+"""train(20) = train(10), forget what came after, go on: bit for bit, for every task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from tests import commands
+from vision_lang.runs import writer
+
+WALL_CLOCK = {"images/s", "data_wait"}
+
+
+def logged(run):
+    """What metrics.jsonl holds but for what the clock decides."""
+    records = writer.read_metrics(run / "metrics.jsonl")
+    return [{n: v for n, v in record.items() if n not in WALL_CLOCK} for record in records]
+
+
+def train(directory, *arguments):
+    """In a process of its own: this one may have another number of devices."""
+    process = commands.start(directory, "main", *arguments)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+
+
+def go_on_from_10(run):
+    """Resumes a copy of the finished run that has lost all behind step 10; compares the ends."""
+    copy = run.parent / "again"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / "20")
+    (copy / "final.json").unlink()
+    (copy / "results.json").unlink()
+    train(run.parent, "--workdir=again")
+    for name in ("final.json", "results.json"):
+        assert json.loads((copy / name).read_text()) == json.loads((run / name).read_text()), name
+    assert logged(copy) == logged(run)
+
+
+def test_batch_statistics_resume_exactly(recogniser, tmp_path):
+    shutil.copytree(recogniser.parent, tmp_path / "x")
+    go_on_from_10(tmp_path / "x" / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        ("recognition.py:tiny=true", ["--config.accumulate=2", "--config.workers=1"]),
+        ("captioning.py:tiny=true", ["--config.accumulate=2"]),
+        ("contrastive.py:tiny=true", []),
+        ("diffusion.py:tiny=true", ["--config.accumulate=2"]),
+        ("diffusion.py:tiny=true,condition=label", ["--config.data.label_key=scene/background"]),
+    ],
+)
+def test_every_task_resumes_exactly(config, more, tmp_path):
+    train(tmp_path, f"--config={commands.ROOT}/configs/{config}", "--workdir=run", *more)
+    go_on_from_10(tmp_path / "run")

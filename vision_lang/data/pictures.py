@@ -1,0 +1,90 @@
+"""Pictures named on a command line: files, folders, patterns -> batches of arrays.
+
+A batch is {"image": uint8 [B, R, R, 3]}, always of the same size; rows that nobody asked for are
+black padding. A picture that cannot be read is named and left out, the rest goes on.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+
+from vision_lang.data import augment, images
+from vision_lang.data.builders import folder_files
+from vision_lang.errors import InputError
+
+
+def find(places: Sequence[str]) -> list[str]:
+    """The files that `places` name: files as they are, all pictures below folders, patterns; in the
+    order given, those of a folder or a pattern by name.
+
+    Raises:
+      InputError: a place that does not exist, or holds no picture.
+    """
+    found: list[str] = []
+    for place in places:
+        if os.path.isdir(place):
+            files = [os.path.join(place, name) for name in folder_files.Files(place).pictures()]
+        elif os.path.exists(place):
+            files = [place]
+        else:
+            files = sorted(glob.glob(place, recursive=True))
+        if not files:
+            raise InputError(f"There is no picture at '{place}'.")
+        found += files
+    if not found:
+        raise InputError("Name pictures: files, folders or patterns.")
+    return found
+
+
+@dataclass
+class Reader:
+    """Reads pictures as a run reads those of its data set in evaluation.
+
+    data: the run's `config.data`.
+    bad: name -> why it could not be read, filled while reading.
+    """
+
+    data: ConfigDict
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def read(self, name: str) -> np.ndarray:
+        """One picture, uint8 [R, R, 3], turned as its EXIF data say.
+
+        Raises:
+          BadImage: it cannot be read.
+        """
+        try:
+            encoded = epath.Path(name).read_bytes()
+        except OSError as error:
+            raise images.BadImage(error.strerror or str(error)) from error
+        background = tuple(self.data.background)
+        picture = images.decode(images.normalise(encoded), background)
+        return augment.fit(
+            picture, self.data.resolution, crop=self.data.crop, background=background
+        )
+
+    def batches(
+        self, names: Sequence[str], size: int
+    ) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
+        """(the names in it, a batch of `size` rows whose first rows are theirs)."""
+        shape = (size, self.data.resolution, self.data.resolution, 3)
+        kept: list[str] = []
+        pictures = np.zeros(shape, np.uint8)
+        for name in names:
+            try:
+                pictures[len(kept)] = self.read(name)
+                kept.append(name)
+            except images.BadImage as error:
+                self.bad[name] = str(error)
+            if len(kept) == size:
+                yield kept, {"image": pictures}
+                kept, pictures = [], np.zeros(shape, np.uint8)
+        if kept:
+            yield kept, {"image": pictures}

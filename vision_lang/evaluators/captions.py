@@ -1,0 +1,110 @@
+"""How well a captioning run describes whole splits.
+
+Numbers per split: `bleu1` ... `bleu4`, `rouge_l`, `cider` (CIDEr-D, from 0 to 10) against all texts
+of each picture, as the usual evaluation prints them (metrics/caption); `length`, the mean number of
+tokens; `n`. On the built-in world also `scene_right`: the text, read back by the grammar, says
+nothing of the scene that is not so and leaves nothing out that every caption tells; and the same
+by the number of objects, `scene_right_1`, `_2`, `_3`. A picture shows some with their texts.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vision_lang import keys as random_keys
+from vision_lang.data import pipeline
+from vision_lang.data.builders.shapes import SEED
+from vision_lang.errors import InputError
+from vision_lang.evaluators import drawing
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.metrics import caption
+from vision_lang.shapes import grammar, oracle, splits
+from vision_lang.shapes.scene import Scene
+from vision_lang.tasks.captioning import Decoding
+
+NAMES = {"ROUGE_L": "rouge_l", "CIDEr": "cider"} | {f"Bleu_{n}": f"bleu{n}" for n in range(1, 5)}
+
+
+def make(config: ConfigDict, context: Context) -> Evaluator:
+    """config: splits, count (pictures at a period), final_splits, final_count (the same at the end;
+    0 = all), batch_size (rows per device), shown (pictures with their captions)."""
+    task, parallel, run = context.task, context.parallel, context.config
+    how = Decoding(**run.decoding)
+    wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
+    shapes = run.data.name.partition("/")[0] == "shapes"
+
+    def rows(variables, batch):
+        keys = random_keys.per_example(random_keys.make(run.seed, "captions"), batch["index"])
+        found = task.describe(variables, batch["image"], keys, how)
+        return {"tokens": found.tokens[:, 0], "lengths": found.lengths[:, 0]}
+
+    forward = parallel.forward(rows)
+
+    def describe(variables, split, count):
+        """(places in the split, pictures, texts, token counts) of `count` evenly spaced ones."""
+        source = context.data.open(split)
+        count = min(count or len(source), len(source))
+        chosen = np.arange(count) * len(source) // count
+        batches = pipeline.eval_batches(
+            source.only(chosen), None, data=run.data,
+            batch_size=config.batch_size * parallel.devices,
+        )  # fmt: skip
+        places, pictures, texts, lengths = [], [], [], []
+        for batch in batches:
+            found = jax.device_get(forward(variables, parallel.place(batch)))
+            for k in np.flatnonzero(batch["weight"] > 0):
+                places.append(int(chosen[batch["index"][k]]))
+                pictures.append(batch["image"][k])
+                texts.append(context.tokenizer.decode(found["tokens"][k, : found["lengths"][k]]))
+                lengths.append(int(found["lengths"][k]))
+        return places, pictures, texts, lengths
+
+    def evaluate(weights: Weights, final: bool) -> Result:
+        numbers: dict[str, float] = {}
+        shown = {}
+        for split in wanted[final]:
+            count = config.final_count if final else config.count
+            places, pictures, texts, lengths = describe(context.best(weights), split, count)
+            source = context.data.open(split)
+            references = source.only(np.asarray(places)).captions()
+            scores = caption.score(texts, references)
+            new = {ours: scores[theirs] for theirs, ours in NAMES.items()}
+            new |= {"length": float(np.mean(lengths)), "n": len(texts)}
+            if shapes:
+                indices = source.integers("index")[places]
+                scenes = [splits.sample(SEED, split, int(i)) for i in indices]
+                new |= scenes_right(texts, scenes)
+            numbers |= {f"{split}/{name}": value for name, value in new.items()}
+            if config.shown:
+                part = slice(0, config.shown)
+                shown[f"captions/{split}"] = drawing.grid(
+                    np.stack(pictures[part]), texts[part], 4, 4
+                )
+        return Result(numbers, shown)
+
+    return evaluate
+
+
+def scenes_right(texts: list[str], scenes: list[Scene]) -> dict[str, float]:
+    """The shares of scenes that are described right, see the module's docstring."""
+    right = np.array([is_right(text, scene) for text, scene in zip(texts, scenes, strict=True)])
+    counts = np.array([len(scene.objects) for scene in scenes])
+    by_count = {f"scene_right_{n}": right[counts == n] for n in (1, 2, 3)}
+    found = {name: float(values.mean()) for name, values in by_count.items() if len(values)}
+    return {"scene_right": float(right.mean())} | found
+
+
+def is_right(text: str, scene: Scene) -> bool:
+    """Whether a text describes a scene: everything that it states holds, and it states the number,
+    every shape and colour, and of several objects how two of them stand to each other."""
+    try:
+        stated = grammar.parse(text)
+    except InputError:
+        return False
+    objects = tuple(
+        oracle.ReadObject(o.shape, o.colour, o.size, o.x, o.y, 0) for o in scene.objects
+    )
+    grades = oracle.grade(oracle.Reading(objects, scene.background, 0.0), stated)
+    return grades["all_right"] and (len(objects) == 1 or bool(stated.relations))

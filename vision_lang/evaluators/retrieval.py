@@ -1,0 +1,91 @@
+"""How well a contrastive run finds pictures by their texts and texts by their pictures.
+
+Numbers per split (metrics/retrieval.py): `t2i_recall1`, `_recall5`, `_recall10`, `t2i_median_rank`,
+the same as `i2t_...`, and `n`, the number of pictures. On the built-in world the pictures are the
+first whose captions state different things, and a hit is any picture that a caption fits; elsewhere
+it is the text's own, and every text of a picture counts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vision_lang.data import pipeline
+from vision_lang.data.builders.shapes import SEED
+from vision_lang.data.reading import Source
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.metrics import retrieval
+from vision_lang.shapes import grammar, oracle, splits
+
+
+def make(config: ConfigDict, context: Context) -> Evaluator:
+    """config: splits, final_splits (at the end), count (pictures; 0 = all), batch_size (rows per
+    device)."""
+    task, parallel, run = context.task, context.parallel, context.config
+    shapes = run.data.name.partition("/")[0] == "shapes"
+    of_image = parallel.forward(lambda variables, x: task.embed_images(variables, x))
+    of_text = parallel.forward(lambda variables, x: task.embed_texts(variables, *x))
+    size = config.batch_size * parallel.devices
+    wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
+
+    def images(variables, source):
+        batches = pipeline.eval_batches(source, None, data=run.data, batch_size=size)
+        found = [
+            np.asarray(of_image(variables, parallel.place(batch["image"]))) for batch in batches
+        ]
+        return np.concatenate(found)[: len(source)]
+
+    def texts(variables, captions):
+        tokens, mask = context.tokenizer.encode_batch(captions, run.data.text_length)
+        fill = np.arange(-(-len(tokens) // size) * size) % len(tokens)  # padding: rows again
+        found = [
+            np.asarray(of_text(variables, parallel.place((tokens[rows], mask[rows]))))
+            for rows in np.split(fill, len(fill) // size)
+        ]
+        return np.concatenate(found)[: len(captions)]
+
+    def evaluate(weights: Weights, final: bool) -> Result:
+        variables = context.best(weights)
+        numbers: dict[str, float] = {}
+        for split in wanted[final]:
+            source = context.data.open(split)
+            captions = source.captions()
+            chosen = choose_pictures(captions, config.count, shapes)
+            source, captions = source.only(chosen), [captions[i] for i in chosen]
+            image_of_text = np.repeat(np.arange(len(chosen)), [len(own) for own in captions])
+            every = [text for own in captions for text in own]
+            found = retrieval.retrieval(
+                images(variables, source), texts(variables, every), image_of_text=image_of_text,
+                satisfies=fitting(source, every) if shapes else None,
+            )  # fmt: skip
+            found["n"] = len(chosen)
+            numbers |= {f"{split}/{name}": value for name, value in found.items()}
+        return Result(numbers)
+
+    return evaluate
+
+
+def choose_pictures(captions: list[tuple[str, ...]], count: int, shapes: bool) -> np.ndarray:
+    """Places of the pictures that are searched: the first, of the built-in world the first whose
+    captions state something that no other's does."""
+    places = range(len(captions))
+    if shapes:
+        first = {grammar.meaning(captions[i][0]): i for i in reversed(places)}
+        places = sorted(first.values())  # type: ignore[assignment]
+    return np.asarray(list(places)[: count or None], np.int64)
+
+
+def fitting(source: Source, captions: list[str]) -> np.ndarray:
+    """Which pictures of the built-in world fit which captions, bool [N, M]."""
+    stated = [grammar.parse(text) for text in captions]
+    kinds = [sorted((o.shape, o.colour) for o in one.objects) for one in stated]
+    table = np.zeros((len(source), len(captions)), bool)
+    for row, index in enumerate(source.integers("index")):
+        scene = splits.sample(SEED, source.split, int(index))
+        seen = [oracle.ReadObject(o.shape, o.colour, o.size, o.x, o.y, 0.0) for o in scene.objects]
+        reading = oracle.Reading(tuple(seen), scene.background, 0.0)
+        kind = sorted((o.shape, o.colour) for o in scene.objects)
+        for column in (k for k, other in enumerate(kinds) if other == kind):
+            table[row, column] = oracle.grade(reading, stated[column])["all_right"]
+    return table

@@ -1,0 +1,69 @@
+"""From a config to the task of `tasks/contrastive.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vision_lang.errors import InputError, choose
+from vision_lang.models import text_encoder, vgg
+from vision_lang.models.text_encoder import TextEncoder, TextSpec
+from vision_lang.models.vgg import VGG, VGGSpec
+from vision_lang.tasks.augmentation import Augmentation
+from vision_lang.tasks.contrastive import LOSSES, Contrastive, Projections
+from vision_lang.tasks.facts import DataFacts
+from vision_lang.tasks.preprocessing import make_preprocessing
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def from_config(config: ConfigDict, facts: DataFacts) -> Contrastive:
+    """Builds the task and checks every name and number of its config.
+
+    Raises:
+      InputError: an unknown name; gradient accumulation, which would leave out negatives; pictures
+        that are mixed, which have no one text; a map that the grid does not divide;
+        networks whose sizes do not fit together.
+    """
+    model = config.model
+    choose(LOSSES, config.loss, "contrastive loss (config.loss)")
+    if config.accumulate > 1:
+        raise InputError(
+            f"config.accumulate={config.accumulate} would tell each picture only from those of its "
+            "own micro-batch, which is another loss: it must be 1 for contrastive runs."
+        )
+    augmentation = Augmentation(**config.augmentation)
+    if augmentation.mixup or augmentation.cutmix:
+        raise InputError("Two pictures mixed have no text: augmentation.mixup, .cutmix = 0.")
+    spec = dataclasses.replace(VGGSpec(**model.encoder), head="none")
+    text = TextSpec(**model.text)
+    vgg.check(spec, config.data.resolution)
+    text_encoder.check(text)
+    stages = {f"pool{s}": s for s in range(1, len(spec.stages) + 1)}
+    side = max(config.data.resolution, 32)
+    side >>= choose(stages, model.stage, "stage of the encoder (config.model.stage)")
+    if model.grid < 1 or side % model.grid:
+        raise InputError(
+            f"config.model.grid={model.grid} does not divide the {side} places along a side of "
+            f"{model.stage}."
+        )
+    dtype = choose(DTYPES, model.dtype, "dtype")
+    return Contrastive(
+        encoder=VGG(spec=spec, dtype=dtype),
+        stage=model.stage,
+        grid=model.grid,
+        text_encoder=TextEncoder(
+            spec=text,
+            vocab_size=facts.vocab_size,
+            max_length=config.data.text_length,
+            dtype=dtype,
+        ),
+        projections=Projections(model.width, config.loss),
+        loss_of=config.loss,
+        preprocess=make_preprocessing(model.preprocessing),
+        augmentation=augmentation,
+        resolution=config.data.resolution,
+        length=config.data.text_length,
+    )

@@ -1,0 +1,17 @@
+"""What a task must know of the data set and the tokenizer before it can be built."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DataFacts(NamedTuple):
+    """Kept in the run folder beside the config.
+
+    null_tokens, null_mask: the empty text as the tokenizer writes it, [L].
+    """
+
+    vocab_size: int
+    null_tokens: tuple[int, ...]
+    null_mask: tuple[bool, ...]
+    num_classes: int
