@@ -31,6 +31,9 @@ VARIANTS = {
 }  # fmt: skip
 CASES = [(name, argument) for name, several in VARIANTS.items() for argument in several]
 TINY = [(name, argument) for name, argument in CASES if argument.startswith("tiny")]
+# Whole runs of these are fixtures of other tests (conftest.py), which compile the same anyway.
+TRAINED = [(name, "tiny") for name in ("diffusion", "recognition", "captioning")]
+STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in TRAINED else ()) for c in TINY]
 COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract")
 
 
@@ -50,7 +53,7 @@ def test_every_config_has_its_cases():
     assert {path.stem for path in FILES} == set(VARIANTS) == {name for name, _ in TINY}
 
 
-@pytest.mark.parametrize(("name", "argument"), TINY)
+@pytest.mark.parametrize(("name", "argument"), STEPS)
 def test_the_tiny_variant_steps(name, argument):
     config = load(name, argument)
     classes = 3 if "label" in argument or name == "recognition" else 0
