@@ -205,6 +205,7 @@ def test_damaged_checkpoints_are_never_begun_over(copy, command):
     assert (copy / "metrics.jsonl").read_text() == lines
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays(copy):
     """Saved where it is measured, whatever the other periods, at the last step as well."""
     rules = ("--config.keep=1", "--config.eval_every=5", "--config.save_every=9")
