@@ -53,12 +53,13 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             captions = source.captions()
             chosen = choose_pictures(captions, config.count, shapes)
             source, captions = source.only(chosen), [captions[i] for i in chosen]
-            image_of_text = np.repeat(np.arange(len(chosen)), [len(own) for own in captions])
             every = [text for own in captions for text in own]
-            found = retrieval.retrieval(
-                images(variables, source), texts(variables, every), image_of_text=image_of_text,
-                satisfies=fitting(source, every) if shapes else None,
-            )  # fmt: skip
+            if shapes:
+                right = {"satisfies": fitting(source, every)}
+            else:
+                counts = [len(own) for own in captions]
+                right = {"image_of_text": np.repeat(np.arange(len(chosen)), counts)}
+            found = retrieval.retrieval(images(variables, source), texts(variables, every), **right)
             found["n"] = len(chosen)
             numbers |= {f"{split}/{name}": value for name, value in found.items()}
         return Result(numbers)
