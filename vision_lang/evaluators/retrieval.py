@@ -54,12 +54,12 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             chosen = choose_pictures(captions, config.count, shapes)
             source, captions = source.only(chosen), [captions[i] for i in chosen]
             every = [text for own in captions for text in own]
+            both = images(variables, source), texts(variables, every)
             if shapes:
-                right = {"satisfies": fitting(source, every)}
+                found = retrieval.retrieval(*both, satisfies=fitting(source, every))
             else:
-                counts = [len(own) for own in captions]
-                right = {"image_of_text": np.repeat(np.arange(len(chosen)), counts)}
-            found = retrieval.retrieval(images(variables, source), texts(variables, every), **right)
+                own = np.repeat(np.arange(len(chosen)), [len(several) for several in captions])
+                found = retrieval.retrieval(*both, image_of_text=own)
             found["n"] = len(chosen)
             numbers |= {f"{split}/{name}": value for name, value in found.items()}
         return Result(numbers)
