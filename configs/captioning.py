@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # "RUN[@step][:ema|raw]" each
     config.init = ConfigDict({"encoder": "", "decoder": ""})
 
-    shapes = given.data.partition("/")[0] == "shapes"
+    shapes = presets.is_shapes(given.data)
     config.evaluators = ConfigDict(
         {
             "validation": {"kind": "validation_loss", "split": "validation", "batch_size": 64},

@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # "RUN[@step][:ema|raw]" each
     config.init = ConfigDict({"encoder": "", "text_encoder": ""})
 
-    shapes = given.data.partition("/")[0] == "shapes"
+    shapes = presets.is_shapes(given.data)
     config.evaluators = ConfigDict(
         {
             "retrieval": {

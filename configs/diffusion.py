@@ -202,7 +202,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.clip = "static"  # x0 to [-1, 1]; "none" | "dynamic"
     # new noise of sampler=ddim: 0 none, 1 ancestral (ddpm), above: early mistakes are forgotten
     # (and the likelier pictures favoured, which only the oracle of the built-in world rewards)
-    sampling.eta = 3.0 if given.data.startswith("shapes") else 1.0
+    sampling.eta = 3.0 if presets.is_shapes(given.data) else 1.0
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2.5e-3)
     blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
@@ -237,13 +237,13 @@ def evaluators(data: str) -> ConfigDict:
         "validation": {"kind": "validation_loss", "split": "validation", "batch_size": 64},
         "samples": {
             "kind": "samples",
-            "prompts": PROMPTS if data == "shapes" else (),
+            "prompts": PROMPTS if presets.is_shapes(data) else (),
             "count": 16,
             "columns": 8,
             "device_batch": 8,
         },
     }
-    if data == "shapes":
+    if presets.is_shapes(data):
         made["oracle"] = {
             "kind": "shapes_oracle",
             "splits": ("test", "test_unseen"),

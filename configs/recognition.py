@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.data.update(presets.fields(given.data))
     config.data.name = given.data
-    shapes = given.data.partition("/")[0] == "shapes"
+    shapes = presets.is_shapes(given.data)
     if shapes:
         config.data.where = "scene/count=1"
         config.data.label_key = "scene/objects/shape"

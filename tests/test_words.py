@@ -60,6 +60,8 @@ def test_describe_writes_a_text_for_each_picture(captioner, pictures, command, m
     assert outcome.code == 1 and "pictures/3broken.png" in outcome.err
     found = lines(outcome)
     assert [line["image"] for line in found] == GOOD
+    alone = command(describe.main, *arguments, GOOD[3])
+    assert lines(alone) == [found[3]]  # whatever else is asked, drawn texts too
     assert all(isinstance(line["caption"], str) and line["logprob"] < 0 for line in found)
     for line in found:
         candidates = line.get("candidates", [])

@@ -22,7 +22,6 @@ from vision_lang import flags as commands
 from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
-DEVICE_BATCH = 32  # pictures at a time: fixed, so that an answer does not depend on the others
 METHODS = ("greedy", "beam", "nucleus")
 
 
@@ -46,12 +45,10 @@ def _run(places: list[str]) -> None:
 
     devices.set_up()
     from vision_lang import keys as random_keys
-    from vision_lang.data import pictures
-    from vision_lang.runs.console import Progress
+    from vision_lang.over_pictures import answers
     from vision_lang.tasks.captioning import Decoding
-    from vision_lang.training import parallel, setup
+    from vision_lang.training import setup
 
-    names = pictures.find(places)
     loaded = setup.load(FLAGS.run, FLAGS.weights)
     if loaded.config.task != "captioning":
         raise InputError(f"Run '{FLAGS.run}' is a {loaded.config.task} run: it does not describe.")
@@ -64,26 +61,16 @@ def _run(places: list[str]) -> None:
         keys = random_keys.per_example(random_keys.make(FLAGS.seed, "describe"), batch["number"])
         return loaded.task.describe(variables, batch["image"], keys, how)._asdict()
 
-    way = parallel.make(loaded.config.parallel)
-    forward = way.forward(rows)
-    reader = pictures.Reader(loaded.config.data)
-    size, done = DEVICE_BATCH * way.devices, 0
     looked: list[tuple[np.ndarray, np.ndarray]] = []  # (picture, its text's tokens)
-    with Progress(len(names), what="describe") as progress:
-        for there, batch in reader.batches(names, size):
-            numbers = np.arange(done, done + size, dtype=np.int32)
-            found = forward(loaded.variables, way.place(batch | {"number": numbers}))
-            for k, name in enumerate(there):
-                row = {field: np.asarray(value)[k] for field, value in found.items()}
-                print(json.dumps({"image": name} | answer(row, loaded.tokenizer, how.method)))
-                if FLAGS.attention:
-                    looked.append((batch["image"][k], row["tokens"][0, : row["lengths"][0]]))
-            sys.stdout.flush()
-            done += len(there)
-            progress.update(done + len(reader.bad))
-    if FLAGS.attention and looked:
-        _draw_attention(loaded, looked)
-    commands.report_bad(reader.bad, len(names))
+    try:
+        for name, picture, found in answers(loaded, places, rows, "describe"):
+            line = {"image": name} | answer(found, loaded.tokenizer, how.method)
+            print(json.dumps(line), flush=True)
+            if FLAGS.attention:
+                looked.append((picture, found["tokens"][0, : found["lengths"][0]]))
+    finally:  # also where the others could not be read, which ends the command
+        if looked:
+            _draw_attention(loaded, looked)
 
 
 def answer(row: dict[str, np.ndarray], words: Any, method: str) -> dict[str, object]:
@@ -118,8 +105,8 @@ def _draw_attention(loaded: Any, looked: list[tuple[np.ndarray, np.ndarray]]) ->
         side = round(weights.shape[1] ** 0.5)
         row, words = [picture], [loaded.tokenizer.decode(text)]
         for token, weight in zip(text, weights, strict=False):
-            shade = (weight / weight.max()).reshape(side, side, 1)
-            shade = np.kron(shade, np.ones((len(picture) // side,) * 2 + (1,)))
+            grey = Image.fromarray((weight / weight.max()).reshape(side, side).astype(np.float32))
+            shade = np.asarray(grey.resize(picture.shape[:2], Image.Resampling.NEAREST))[..., None]
             red = np.array([255.0, 0.0, 0.0])
             row.append(np.rint(picture * (1 - 0.7 * shade) + 0.7 * shade * red).astype(np.uint8))
             words.append(loaded.tokenizer.decode([int(token)]) or "<end>")

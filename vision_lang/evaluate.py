@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 
 from vision_lang import flags as commands
@@ -35,7 +34,7 @@ def _run() -> None:
     from vision_lang.data import sources
     from vision_lang.evaluators import make_evaluators
     from vision_lang.evaluators.context import Context
-    from vision_lang.runs import files, records
+    from vision_lang.runs import records
     from vision_lang.training import parallel, setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
@@ -65,7 +64,7 @@ def _run() -> None:
     for name, value in sorted(results.items()):
         print(f"{name:{width}s}  {np.round(value, 6):g}")
     if FLAGS.out:
-        files.write_json(epath.Path(FLAGS.out), results | {"source": loaded.source})
+        commands.write_record(FLAGS.out, results | {"source": loaded.source})
         print(f"written to {FLAGS.out}")
     elif newest:
         records.write_results(loaded.run, results, keep_other_splits=True)

@@ -22,7 +22,6 @@ from vision_lang import flags as commands
 from vision_lang.errors import InputError, choose
 
 FLAGS = flags.FLAGS
-DEVICE_BATCH = 32  # pictures at a time: fixed, so that features do not depend on the others
 
 
 def main() -> None:
@@ -42,9 +41,9 @@ def _run() -> None:
 
     devices.set_up()
     from vision_lang.data import pictures
+    from vision_lang.over_pictures import answers
     from vision_lang.runs import records
-    from vision_lang.runs.console import Progress
-    from vision_lang.training import parallel, setup
+    from vision_lang.training import setup
 
     names = pictures.find(FLAGS.images)
     paths = _paths(len(names))
@@ -58,26 +57,13 @@ def _run() -> None:
         found = loaded.task.layers(variables, batch["image"])[layer].astype(np.float32)
         return found if FLAGS.spatial or found.ndim == 2 else found.mean((1, 2))
 
-    way = parallel.make(config.parallel)
-    forward = way.forward(rows)
-    reader = pictures.Reader(config.data)
     recipe: dict[str, Any] = {
-        "network": f"{config.task}_{layer}",
+        "network": f"vgg_{layer}",
         "network_hash": records.digest(loaded.variables)[:16],
         "resize": f"{config.data.crop} to {config.data.resolution} px",
     }
-
-    def features() -> Iterator[tuple[str, np.ndarray]]:
-        done = 0
-        with Progress(len(names), what="extract") as progress:
-            for there, batch in reader.batches(names, DEVICE_BATCH * way.devices):
-                found = np.asarray(forward(loaded.variables, way.place(batch)))
-                yield from zip(there, found, strict=False)
-                done += len(there)
-                progress.update(done + len(reader.bad))
-
-    _write(features(), paths, recipe)
-    commands.report_bad(reader.bad, len(names))
+    found = ((name, row) for name, _, row in answers(loaded, names, rows, "extract"))
+    _write(found, paths, recipe)
 
 
 def _layer(loaded: Any) -> str:
@@ -129,13 +115,15 @@ def _write(
         names.clear()
         rows.clear()
 
-    for name, row in features:
-        names.append(name)
-        rows.append(row)
-        if len(rows) == FLAGS.shard_size:
+    try:
+        for name, row in features:
+            names.append(name)
+            rows.append(row)
+            if len(rows) == FLAGS.shard_size:
+                flush()
+    finally:  # also where some pictures could not be read, which ends the command
+        if rows:
             flush()
-    if rows:
-        flush()
 
 
 if __name__ == "__main__":

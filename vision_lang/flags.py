@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
+from etils import epath
 
 from vision_lang.errors import InputError
 
@@ -46,10 +48,27 @@ def run(
             raise InputError(f"Unknown argument '{left[1]}'; every flag begins with --.")
         if "run" in FLAGS and not FLAGS.run:
             raise InputError("Say which run: --run=DIR.")
-        main(*[left[1:]] * names)
+        if names:
+            main(left[1:])
+        else:
+            main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def write_record(path: str, record: Mapping[str, object]) -> None:
+    """Writes a record as JSON, and makes the folder for it.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    out = epath.Path(path)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"'{out}' cannot be written: {error.strerror or error}.") from error
 
 
 def report_bad(bad: Mapping[str, str], total: int) -> None:

@@ -190,12 +190,12 @@ def _example(config: ConfigDict, run) -> str:
 
     `generate` refuses what is longer.
     """
-    from vision_lang.data import sources, tokenizer
+    from vision_lang.data import presets, sources, tokenizer
 
     words, length = tokenizer.load(run.tokenizer), config.data.text_length
     fits = lambda text: not words.count_truncated([text], length)  # noqa: E731
     texts = ["a red circle above a blue square"]
-    if config.data.name.partition("/")[0] != "shapes":
+    if not presets.is_shapes(config.data.name):
         data = sources.prepare(config.data)
         source = data.open("validation" if "validation" in data.splits else "train")
         texts = [text for several in source.captions(EXAMPLES) for text in several]

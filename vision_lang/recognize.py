@@ -10,7 +10,6 @@ on; the exit code is 1 then.
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 from absl import flags
@@ -19,7 +18,6 @@ from vision_lang import flags as commands
 from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
-DEVICE_BATCH = 32  # pictures at a time: fixed, so that an answer does not depend on the others
 
 
 def main() -> None:
@@ -35,31 +33,21 @@ def _run(places: list[str]) -> None:
     devices.set_up()
     import jax
 
-    from vision_lang.data import pictures
-    from vision_lang.runs.console import Progress
-    from vision_lang.training import parallel, setup
+    from vision_lang.over_pictures import answers
+    from vision_lang.training import setup
 
-    names = pictures.find(places)
     loaded = setup.load(FLAGS.run, FLAGS.weights)
     if loaded.config.task != "recognition":
         raise InputError(
             f"Run '{FLAGS.run}' is a {loaded.config.task} run: it does not recognise anything."
         )
-    way = parallel.make(loaded.config.parallel)
-    forward = way.forward(
-        lambda variables, batch: jax.nn.softmax(loaded.task.logits(variables, batch["image"]))
-    )
-    reader = pictures.Reader(loaded.config.data)
-    done = 0
-    with Progress(len(names), what="recognize") as progress:
-        for there, batch in reader.batches(names, DEVICE_BATCH * way.devices):
-            found = forward(loaded.variables, way.place(batch))
-            for name, row in zip(there, np.asarray(found), strict=False):
-                print(json.dumps({"image": name} | answer(row, loaded.class_names, FLAGS.top)))
-            sys.stdout.flush()
-            done += len(there)
-            progress.update(done + len(reader.bad))
-    commands.report_bad(reader.bad, len(names))
+
+    def rows(variables, batch):
+        return jax.nn.softmax(loaded.task.logits(variables, batch["image"]))
+
+    for name, _, found in answers(loaded, places, rows, "recognize"):
+        line = {"image": name} | answer(found, loaded.class_names, FLAGS.top)
+        print(json.dumps(line), flush=True)
 
 
 def answer(row: np.ndarray, names: list[str], top: int) -> dict[str, object]:

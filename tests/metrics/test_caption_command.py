@@ -123,5 +123,5 @@ def test_wrong_input_is_one_sentence_that_names_it(name, run):
 def test_flags_are_needed_and_checked(run, command):
     assert "--results" in command(main, "--annotations=a.json").sentence
     outcome = run(*coco(), "--out=a.json/scores.json")
-    assert "Cannot write 'a.json/scores.json'" in outcome.sentence
+    assert "'a.json/scores.json' cannot be written" in outcome.sentence
     assert json.loads(outcome.out)["images"] == 3  # the scores are not lost

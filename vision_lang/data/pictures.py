@@ -1,13 +1,15 @@
 """Pictures named on a command line: files, folders, patterns -> batches of arrays.
 
-A batch is {"image": uint8 [B, R, R, 3]}, always of the same size; rows that nobody asked for are
-black padding. A picture that cannot be read is named and left out, the rest goes on.
+A batch is {"image": uint8 [B, R, R, 3], "number": uint32 [B]}, always of the same size; rows that
+nobody asked for are black padding. The number is a checksum of the pixels: what is drawn by it does
+not depend on which other pictures are there. One that cannot be read is named, the rest goes on.
 """
 
 from __future__ import annotations
 
 import glob
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -74,17 +76,22 @@ class Reader:
         self, names: Sequence[str], size: int
     ) -> Iterator[tuple[list[str], dict[str, np.ndarray]]]:
         """(the names in it, a batch of `size` rows whose first rows are theirs)."""
-        shape = (size, self.data.resolution, self.data.resolution, 3)
         kept: list[str] = []
-        pictures = np.zeros(shape, np.uint8)
+        pictures: list[np.ndarray] = []
         for name in names:
             try:
-                pictures[len(kept)] = self.read(name)
+                pictures.append(self.read(name))
                 kept.append(name)
             except images.BadImage as error:
                 self.bad[name] = str(error)
             if len(kept) == size:
-                yield kept, {"image": pictures}
-                kept, pictures = [], np.zeros(shape, np.uint8)
+                yield kept, _batch(pictures, size)
+                kept, pictures = [], []
         if kept:
-            yield kept, {"image": pictures}
+            yield kept, _batch(pictures, size)
+
+
+def _batch(pictures: list[np.ndarray], size: int) -> dict[str, np.ndarray]:
+    padding = [np.zeros_like(pictures[0])] * (size - len(pictures))
+    numbers = [zlib.crc32(picture.tobytes()) for picture in (*pictures, *padding)]
+    return {"image": np.stack([*pictures, *padding]), "number": np.array(numbers, np.uint32)}

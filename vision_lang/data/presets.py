@@ -96,6 +96,12 @@ def get(name: str) -> Preset:
     return PRESETS.get(name.split("/")[0].split(":")[0], Preset())
 
 
+def is_shapes(name: str) -> bool:
+    """Whether a data set is the built-in world, of any size: 'shapes', 'shapes/64' (TFDS has a
+    shapes3d, which is not)."""
+    return name.partition("/")[0] == "shapes"
+
+
 def fields(name: str) -> dict[str, object]:
     """`config.data` for a data set, all choices written out.
 

@@ -119,7 +119,7 @@ def prepare(data: ConfigDict) -> Prepared:
 def _find_builder(data: ConfigDict, preset: presets.Preset) -> tuple[Any, str, bool]:
     """The TFDS builder, the source's fingerprint ('' = take the builder's), is it one of ours?"""
     name = data.name.split("/")[0]
-    if name == "shapes":
+    if presets.is_shapes(data.name):
         return _shapes(data), "", True
     if name == "folder":
         from vision_lang.data.builders import folder

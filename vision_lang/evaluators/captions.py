@@ -14,13 +14,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
-from vision_lang.data import pipeline
-from vision_lang.data.builders.shapes import SEED
+from vision_lang.data import pipeline, presets
+from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.metrics import caption
-from vision_lang.shapes import grammar, oracle, splits
+from vision_lang.shapes import grammar, oracle
 from vision_lang.shapes.scene import Scene
 from vision_lang.tasks.captioning import Decoding
 
@@ -33,7 +33,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     task, parallel, run = context.task, context.parallel, context.config
     how = Decoding(**run.decoding)
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
-    shapes = run.data.name.partition("/")[0] == "shapes"
+    shapes = presets.is_shapes(run.data.name)
 
     def rows(variables, batch):
         keys = random_keys.per_example(random_keys.make(run.seed, "captions"), batch["index"])
@@ -42,46 +42,44 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
     forward = parallel.forward(rows)
 
-    def describe(variables, split, count):
-        """(places in the split, pictures, texts, token counts) of `count` evenly spaced ones."""
-        source = context.data.open(split)
-        count = min(count or len(source), len(source))
-        chosen = np.arange(count) * len(source) // count
+    def describe(variables, source):
+        """(rows that could be read, texts, token counts, the first pictures)."""
         batches = pipeline.eval_batches(
-            source.only(chosen), None, data=run.data,
-            batch_size=config.batch_size * parallel.devices,
-        )  # fmt: skip
-        places, pictures, texts, lengths = [], [], [], []
+            source, None, data=run.data, batch_size=config.batch_size * parallel.devices
+        )
+        read: list[int] = []
+        texts: list[str] = []
+        lengths: list[int] = []
+        pictures: list[np.ndarray] = []
         for batch in batches:
             found = jax.device_get(forward(variables, parallel.place(batch)))
             for k in np.flatnonzero(batch["weight"] > 0):
-                places.append(int(chosen[batch["index"][k]]))
-                pictures.append(batch["image"][k])
+                read.append(batch["index"][k])
                 texts.append(context.tokenizer.decode(found["tokens"][k, : found["lengths"][k]]))
                 lengths.append(int(found["lengths"][k]))
-        return places, pictures, texts, lengths
+                if len(pictures) < config.shown:
+                    pictures.append(batch["image"][k])
+        return np.array(read), texts, lengths, pictures
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
         shown = {}
         for split in wanted[final]:
-            count = config.final_count if final else config.count
-            places, pictures, texts, lengths = describe(context.best(weights), split, count)
             source = context.data.open(split)
-            references = source.only(np.asarray(places)).captions()
-            scores = caption.score(texts, references)
+            count = (config.final_count if final else config.count) or len(source)
+            count = min(count, len(source))
+            source = source.only(np.arange(count) * len(source) // count)
+            read, texts, lengths, pictures = describe(context.best(weights), source)
+            source = source.only(read)
+            scores = caption.score(texts, source.captions())
             new = {ours: scores[theirs] for theirs, ours in NAMES.items()}
             new |= {"length": float(np.mean(lengths)), "n": len(texts)}
             if shapes:
-                indices = source.integers("index")[places]
-                scenes = [splits.sample(SEED, split, int(i)) for i in indices]
-                new |= scenes_right(texts, scenes)
+                new |= scenes_right(texts, shapes_builder.scenes(source))
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
-            if config.shown:
-                part = slice(0, config.shown)
-                shown[f"captions/{split}"] = drawing.grid(
-                    np.stack(pictures[part]), texts[part], 4, 4
-                )
+            if pictures:
+                page = drawing.grid(np.stack(pictures), texts[: len(pictures)], 4, 4)
+                shown[f"captions/{split}"] = page
         return Result(numbers, shown)
 
     return evaluate
@@ -103,8 +101,5 @@ def is_right(text: str, scene: Scene) -> bool:
         stated = grammar.parse(text)
     except InputError:
         return False
-    objects = tuple(
-        oracle.ReadObject(o.shape, o.colour, o.size, o.x, o.y, 0) for o in scene.objects
-    )
-    grades = oracle.grade(oracle.Reading(objects, scene.background, 0.0), stated)
-    return grades["all_right"] and (len(objects) == 1 or bool(stated.relations))
+    grades = oracle.grade(oracle.reading_of(scene), stated)
+    return grades["all_right"] and (len(scene.objects) == 1 or bool(stated.relations))

@@ -8,22 +8,24 @@ it is the text's own, and every text of a picture counts.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline
-from vision_lang.data.builders.shapes import SEED
-from vision_lang.data.reading import Source
+from vision_lang.data import pipeline, presets
+from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.metrics import retrieval
-from vision_lang.shapes import grammar, oracle, splits
+from vision_lang.shapes import grammar, oracle
+from vision_lang.shapes.scene import Scene
 
 
 def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: splits, final_splits (at the end), count (pictures; 0 = all), batch_size (rows per
     device)."""
     task, parallel, run = context.task, context.parallel, context.config
-    shapes = run.data.name.partition("/")[0] == "shapes"
+    shapes = presets.is_shapes(run.data.name)
     of_image = parallel.forward(lambda variables, x: task.embed_images(variables, x))
     of_text = parallel.forward(lambda variables, x: task.embed_texts(variables, *x))
     size = config.batch_size * parallel.devices
@@ -45,22 +47,27 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         ]
         return np.concatenate(found)[: len(captions)]
 
+    @functools.cache  # the same at every period
+    def asked(split):
+        """(the pictures, all of their texts, what says which fit which)."""
+        source = context.data.open(split)
+        captions = source.captions()
+        chosen = choose_pictures(captions, config.count, shapes)
+        source, captions = source.only(chosen), [captions[i] for i in chosen]
+        every = [text for own in captions for text in own]
+        if shapes:
+            return source, every, {"satisfies": fitting(shapes_builder.scenes(source), every)}
+        own = np.repeat(np.arange(len(chosen)), [len(several) for several in captions])
+        return source, every, {"image_of_text": own}
+
     def evaluate(weights: Weights, final: bool) -> Result:
         variables = context.best(weights)
         numbers: dict[str, float] = {}
         for split in wanted[final]:
-            source = context.data.open(split)
-            captions = source.captions()
-            chosen = choose_pictures(captions, config.count, shapes)
-            source, captions = source.only(chosen), [captions[i] for i in chosen]
-            every = [text for own in captions for text in own]
+            source, every, right = asked(split)
             both = images(variables, source), texts(variables, every)
-            if shapes:
-                found = retrieval.retrieval(*both, satisfies=fitting(source, every))
-            else:
-                own = np.repeat(np.arange(len(chosen)), [len(several) for several in captions])
-                found = retrieval.retrieval(*both, image_of_text=own)
-            found["n"] = len(chosen)
+            found = retrieval.retrieval(*both, **right)
+            found["n"] = len(source)
             numbers |= {f"{split}/{name}": value for name, value in found.items()}
         return Result(numbers)
 
@@ -77,15 +84,13 @@ def choose_pictures(captions: list[tuple[str, ...]], count: int, shapes: bool) -
     return np.asarray(list(places)[: count or None], np.int64)
 
 
-def fitting(source: Source, captions: list[str]) -> np.ndarray:
-    """Which pictures of the built-in world fit which captions, bool [N, M]."""
+def fitting(scenes: list[Scene], captions: list[str]) -> np.ndarray:
+    """Which scenes of the built-in world fit which captions, bool [N, M]."""
     stated = [grammar.parse(text) for text in captions]
     kinds = [sorted((o.shape, o.colour) for o in one.objects) for one in stated]
-    table = np.zeros((len(source), len(captions)), bool)
-    for row, index in enumerate(source.integers("index")):
-        scene = splits.sample(SEED, source.split, int(index))
-        seen = [oracle.ReadObject(o.shape, o.colour, o.size, o.x, o.y, 0.0) for o in scene.objects]
-        reading = oracle.Reading(tuple(seen), scene.background, 0.0)
+    table = np.zeros((len(scenes), len(captions)), bool)
+    for row, scene in enumerate(scenes):
+        reading = oracle.reading_of(scene)
         kind = sorted((o.shape, o.colour) for o in scene.objects)
         for column in (k for k, other in enumerate(kinds) if other == kind):
             table[row, column] = oracle.grade(reading, stated[column])["all_right"]

@@ -20,7 +20,7 @@ from vision_lang.shapes import fit as fitting
 from vision_lang.shapes import redraw, segment
 from vision_lang.shapes.draw import paint, rgb
 from vision_lang.shapes.grammar import Description, parse
-from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, holds
+from vision_lang.shapes.scene import BACKGROUNDS, COLOURS, REACH, SIZES, Scene, holds
 
 # Distances between colours are Euclidean, on [0, 1]^3.
 COLOUR_TOLERANCE = 0.2  # of an object's fitted colour; no two colours are closer than 0.4
@@ -187,6 +187,12 @@ def render_error(image: np.ndarray, reading: Reading) -> float:
     objects = [(o.shape, o.x, o.y, o.radius, rgb(COLOURS[o.colour])) for o in reading.objects]
     drawn = paint(objects, rgb(BACKGROUNDS[reading.background]), len(image))
     return float(np.abs(image - drawn).mean())
+
+
+def reading_of(scene: Scene) -> Reading:
+    """A scene as a perfect reader sees it, to be graded like a picture (radii aside)."""
+    seen = [ReadObject(o.shape, o.colour, o.size, o.x, o.y, 0.0) for o in scene.objects]
+    return Reading(tuple(seen), scene.background, 0.0)
 
 
 def grade(seen: np.ndarray | Reading, stated: str | Description) -> dict[str, bool]:

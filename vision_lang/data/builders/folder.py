@@ -37,7 +37,7 @@ class FolderConfig(tfds.core.BuilderConfig):
 class Folder(tfds.core.GeneratorBasedBuilder):
     """Features: image (encoded), file_name, text (any number), label, and fields/<other field>."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         index = self.builder_config.index

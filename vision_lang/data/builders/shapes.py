@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vision_lang.data.reading import Source
 from vision_lang.shapes import splits
 from vision_lang.shapes.draw import draw
 from vision_lang.shapes.grammar import caption
@@ -115,6 +116,11 @@ def example(split: str, index: int, resolution: int) -> dict[str, Any]:
             ],
         },
     }
+
+
+def scenes(source: Source) -> list[Scene]:
+    """The scenes of the examples of a split, or of some of them."""
+    return [splits.sample(SEED, source.split, int(i)) for i in source.integers("index")]
 
 
 def to_scene(stored: dict[str, Any]) -> Scene:

@@ -49,15 +49,9 @@ def _run() -> None:
     if len(references) == 1:
         logging.warning("CIDEr of a single image is 0: it compares the references of images.")
     record = caption.score([hypotheses[image] for image in references], list(references.values()))
-    text = json.dumps(record)
-    print(text)
+    print(json.dumps(record))
     if FLAGS.out:
-        out = epath.Path(FLAGS.out)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(text + "\n")
-        except OSError as error:
-            raise InputError(f"Cannot write '{out}': {error.strerror or error}.") from error
+        commands.write_record(FLAGS.out, record)
 
 
 def _references(path: str) -> dict[Id, list[str]]:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
-from etils import epath
 
 from vision_lang import flags as commands
 from vision_lang.data import features as files
@@ -52,15 +51,10 @@ def main() -> None:
 
 
 def _run() -> None:
-    text = json.dumps(_compare(), indent=2)
+    record = _compare()
     if FLAGS.out:
-        out = epath.Path(FLAGS.out)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(text + "\n")
-        except OSError as error:
-            raise InputError(f"'{out}' cannot be written: {error.strerror or error}.") from error
-    print(text)
+        commands.write_record(FLAGS.out, record)
+    print(json.dumps(record, indent=2))
 
 
 class _Side(NamedTuple):
