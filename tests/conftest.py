@@ -16,6 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest  # noqa: E402 - after the environment
+from filelock import FileLock  # noqa: E402
 
 from tests import commands  # noqa: E402
 
@@ -45,12 +46,17 @@ def captioner(tmp_path_factory) -> Path:
 
 
 def _trained(tmp_path_factory, name: str, *arguments: str) -> Path:
-    directory = tmp_path_factory.mktemp(name)
-    config = f"--config={commands.ROOT}/configs/{name}.py:tiny=true"
-    process = commands.start(
-        directory, "main", config, "--workdir=run", "--config.data.dir=data", *arguments
-    )
-    out, err = process.communicate()
-    assert process.returncode == 0, err
-    (directory / "run.out").write_text(out)
+    """Trains once for all processes of pytest-xdist, whose folders lie side by side in one."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{directory}.lock"):
+        if not (directory / "run.out").exists():
+            directory.mkdir()
+            config = f"--config={commands.ROOT}/configs/{name}.py:tiny=true"
+            process = commands.start(
+                directory, "main", config, "--workdir=run", "--config.data.dir=data", *arguments
+            )
+            out, err = process.communicate()
+            assert process.returncode == 0, err
+            (directory / "run.out").write_text(out)
     return directory / "run"

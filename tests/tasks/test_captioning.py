@@ -74,7 +74,7 @@ def variables(task):
 
 def log_probabilities(task, variables, data):
     """Of each token behind the first, given the picture and those before it, float64."""
-    features, _ = task.context(variables, task.preprocess(data["image"]))
+    features, _ = task.context(variables, data["image"])
     decoder = {"params": variables["params"]["decoder"]}
     logits, _ = task.decoder.apply(decoder, data["tokens"][:, :-1], None, features)
     log_p = np.float64(jax.nn.log_softmax(logits))

@@ -128,7 +128,7 @@ def test_two_devices_are_told_from_each_others_examples():
         ({"model__grid": 3}, "does not divide"),
         ({"model__text__heads": 3}, "no multiple of its heads=3"),
         ({"model__encoder__stages": ((4,),) * 6}, "makes nothing of pictures"),
-        ({"model__stage": "conv1_1"}, "stage"),
+        ({"model__stage": "pool7"}, "stage"),
         ({"augmentation__cutmix": 1.0}, "no text"),
     ],
 )

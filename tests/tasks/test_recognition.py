@@ -70,7 +70,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(smoothing):
     found, mutable, _ = loss(task, variables, data, train=True)
     encoder = {c: tree["encoder"] for c, tree in variables.items()}
     x = preprocessing.symmetric(data["image"])
-    (logits, _), _ = task.encoder.apply(encoder, x, train=True, mutable=["batch_stats"])
+    (logits, _), _ = task.encoder.net.apply(encoder, x, train=True, mutable=["batch_stats"])
     log_p = np.asarray(jax.nn.log_softmax(logits), np.float64)
     wanted = -(1 - smoothing) * log_p[np.arange(ROWS), data["label"]] - smoothing * log_p.mean(1)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Dtype = jnp.dtype
+# What networks can compute in; parameters are float32.
+DTYPES: dict[str, Dtype] = {"float32": jnp.dtype("float32"), "bfloat16": jnp.dtype("bfloat16")}
 ONE_HOT_LIMIT = 4096  # vocabularies up to this size are looked up by a matrix product
 
 

@@ -6,7 +6,6 @@ E its channels, V vocabulary. Texts are <bos> tokens <eos> <pad>...
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +18,9 @@ from vision_lang import keys as random_keys
 from vision_lang.errors import choose
 from vision_lang.models import layers, text_decoder
 from vision_lang.models.text_decoder import TextDecoder
-from vision_lang.models.vgg import VGG
 from vision_lang.tasks.augmentation import Augmentation
+from vision_lang.tasks.encoder import ImageEncoder
+from vision_lang.tasks.example import example_spec
 
 Variables = Any
 
@@ -66,19 +66,15 @@ class Captioning:
     """The task. `captioning_config.from_config` builds it; nothing in it changes afterwards.
 
     stage: the encoder's intermediate whose places the decoder attends.
-    encoder_learns: False where its parameters are frozen: its batch statistics then are as well.
     begin, end, padding: ids of the tokens around a text.
     """
 
-    encoder: VGG
+    encoder: ImageEncoder
     stage: str
-    encoder_learns: bool
     bridge: Bridge
     decoder: TextDecoder
-    preprocess: Callable[[jax.Array], jax.Array]
     augmentation: Augmentation
     label_smoothing: float
-    resolution: int
     length: int
     begin: int
     end: int
@@ -86,27 +82,17 @@ class Captioning:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
-        struct = jax.ShapeDtypeStruct
-        return {
-            "image": struct((self.resolution, self.resolution, 3), jnp.uint8),
-            "tokens": struct((self.length,), jnp.int32),
-            "text_mask": struct((self.length,), jnp.bool_),
-            "weight": struct((), jnp.float32),
-            "index": struct((), jnp.int32),
-        }
+        return example_spec(self.encoder.resolution, text_length=self.length)
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"encoder", "bridge", "decoder"}, "batch_stats": {"encoder"}}; the
         statistics where there are any."""
         encoder_key, bridge_key, decoder_key = jax.random.split(key, 3)
-        images = jnp.zeros((1, self.resolution, self.resolution, 3), jnp.float32)
-        encoder = self.encoder.init(encoder_key, images, train=False)
-        _, found = self.encoder.apply(encoder, images, train=False)
+        variables, found = self.encoder.init(encoder_key)
         bridge = self.bridge.init(bridge_key, found[self.stage])
         context = self.bridge.apply(bridge, found[self.stage])
         tokens = jnp.zeros((1, self.length), jnp.int32)
         decoder = self.decoder.init(decoder_key, tokens, features=context)
-        variables = {name: {"encoder": tree} for name, tree in encoder.items()}
         variables["params"] |= {"bridge": bridge["params"], "decoder": decoder["params"]}
         return variables
 
@@ -125,7 +111,7 @@ class Captioning:
         if train:
             x = self.augmentation.pictures(x, keys)
         context, mutable = self.context(
-            variables, self.preprocess(x), train=train, weight=batch["weight"], across=across
+            variables, x, train=train, weight=batch["weight"], across=across
         )
         dropout = random_keys.named(keys, "dropout") if train else None
         logits = self._logits(variables, batch["tokens"], batch["text_mask"], context, dropout)
@@ -141,19 +127,9 @@ class Captioning:
     def context(
         self, variables: Variables, x: jax.Array, *, train: bool = False, weight=None, across=None
     ) -> tuple[jax.Array, dict]:
-        """Preprocessed pictures [B, H, W, 3] -> what the decoder attends [B, M, D], and the new
-        mutable collections."""
-        encoder = {c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree}
-        mutable: dict = {}
-        found: Any
-        if train and self.encoder_learns:
-            (_, found), changed = self.encoder.apply(
-                encoder, x, train=True, weight=weight, across=across, mutable=["batch_stats"]
-            )
-            mutable = {name: {"encoder": tree} for name, tree in changed.items()}
-        else:
-            _, found = self.encoder.apply(encoder, x, train=False)
-            mutable = {c: tree for c, tree in variables.items() if c != "params"} if train else {}
+        """Pictures [B, H, W, 3] -> what the decoder attends [B, M, D], and the new mutable
+        collections."""
+        found, mutable = self.encoder(variables, x, train=train, weight=weight, across=across)
         bridge = {"params": variables["params"]["bridge"]}
         context: Any = self.bridge.apply(bridge, found[self.stage])
         return context, mutable
@@ -166,7 +142,7 @@ class Captioning:
         rules = decoding.Rules(
             self.length - 1, self.end, self.padding, how.min_length, how.no_repeat_ngram
         )
-        features, _ = self.context(variables, self.preprocess(images))
+        features, _ = self.context(variables, images)
         params = {"params": variables["params"]["decoder"]}
         context: Any = self.decoder.apply(params, features, method="read")
         step = text_decoder.next_token(self.decoder, params, context)
@@ -180,7 +156,7 @@ class Captioning:
         self, variables: Variables, images: jax.Array, tokens: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """The log-probability of each text [B, L], EOS included, given its picture. [B]"""
-        features, _ = self.context(variables, self.preprocess(images))
+        features, _ = self.context(variables, images)
         logits = self._logits(variables, tokens, mask, features, None)
         return (_at(jax.nn.log_softmax(logits), tokens[:, 1:]) * mask[:, 1:]).sum(1)
 
@@ -189,16 +165,14 @@ class Captioning:
     ) -> jax.Array:
         """Where the decoder looks while it writes each token: the mean over heads of the last
         layer's weights, [B, L - 1, M]; the one at l goes with tokens[:, l + 1]."""
-        features, _ = self.context(variables, self.preprocess(images))
+        features, _ = self.context(variables, images)
         params = {"params": variables["params"]["decoder"]}
         _, found = self.decoder.apply(params, tokens[:, :-1], mask[:, :-1], features)
         return found[f"cross_{self.decoder.spec.layers - 1}"].mean(1)
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the encoder, [B, h, w, c]."""
-        encoder = {c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree}
-        found: Any = self.encoder.apply(encoder, self.preprocess(images), train=False)[1]
-        return found
+        return self.encoder(variables, images)[0]
 
     def _logits(self, variables, tokens, mask, features, keys):
         """The logits of tokens 1 ... L - 1, float32 [B, L - 1, V]."""

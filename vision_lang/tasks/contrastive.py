@@ -6,7 +6,6 @@ Shapes: b examples of this device, B of the global batch, L text length, D width
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,9 @@ import jax.numpy as jnp
 from vision_lang import keys as random_keys
 from vision_lang.models.margin import unit
 from vision_lang.models.text_encoder import TextEncoder
-from vision_lang.models.vgg import VGG
 from vision_lang.tasks.augmentation import Augmentation
+from vision_lang.tasks.encoder import ImageEncoder
+from vision_lang.tasks.example import example_spec
 
 Variables = Any
 
@@ -80,42 +80,30 @@ class Contrastive:
       in `grid` x `grid` parts, so that it is not lost what is where.
     """
 
-    encoder: VGG
+    encoder: ImageEncoder
     stage: str
     grid: int
     text_encoder: TextEncoder
     projections: Projections
     loss_of: str
-    preprocess: Callable[[jax.Array], jax.Array]
     augmentation: Augmentation
-    resolution: int
     length: int
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
-        struct = jax.ShapeDtypeStruct
-        return {
-            "image": struct((self.resolution, self.resolution, 3), jnp.uint8),
-            "tokens": struct((self.length,), jnp.int32),
-            "text_mask": struct((self.length,), jnp.bool_),
-            "weight": struct((), jnp.float32),
-            "index": struct((), jnp.int32),
-        }
+        return example_spec(self.encoder.resolution, text_length=self.length)
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"encoder", "text_encoder", "projections"}, "batch_stats":
         {"encoder"}}; the statistics where there are any."""
         encoder_key, text_key, projection_key = jax.random.split(key, 3)
-        images = jnp.zeros((1, self.resolution, self.resolution, 3), jnp.float32)
-        encoder = self.encoder.init(encoder_key, images, train=False)
+        variables, found = self.encoder.init(encoder_key)
         tokens = jnp.zeros((1, self.length), jnp.int32)
         text = self.text_encoder.init(text_key, tokens)
-        found: Any = self.encoder.apply(encoder, images, train=False)[1]
         words: Any = self.text_encoder.apply(text, tokens)[0]
         projections = self.projections.init(
             projection_key, self._pooled(found), words.mean(1).astype(jnp.float32)
         )
-        variables = {name: {"encoder": tree} for name, tree in encoder.items()}
         variables["params"] |= {
             "text_encoder": text["params"],
             "projections": projections["params"],
@@ -141,11 +129,12 @@ class Contrastive:
         if train:
             x = self.augmentation.pictures(x, keys)
         dropout = random_keys.named(keys, "dropout") if train else None
-        x = self.preprocess(x)
-        pooled, mutable = self._image(variables, x, train, batch["weight"], across)
+        found, mutable = self.encoder(
+            variables, x, train=train, weight=batch["weight"], across=across
+        )
         words = self._text(variables, batch["tokens"], batch["text_mask"], dropout)
         projections = {"params": variables["params"]["projections"]}
-        made: Any = self.projections.apply(projections, pooled, words)
+        made: Any = self.projections.apply(projections, self._pooled(found), words)
         image, text, scale, bias = made
         every = {"image": image, "text": text, "tokens": batch["tokens"]}
         every |= {name: batch[name] for name in ("weight", "index")}
@@ -168,8 +157,7 @@ class Contrastive:
 
     def embed_images(self, variables: Variables, images: jax.Array) -> jax.Array:
         """uint8 [b, H, W, 3] -> unit vectors [b, D]."""
-        pooled, _ = self._image(variables, self.preprocess(images), False, None, None)
-        return self._project(variables, pooled, "of_image")
+        return self.layers(variables, images)["embedding"]
 
     def embed_texts(self, variables: Variables, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens [b, L], mask [b, L] -> unit vectors [b, D]."""
@@ -177,8 +165,7 @@ class Contrastive:
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the encoder [b, h, w, c], and `embedding` [b, D]."""
-        encoder = {c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree}
-        found: Any = self.encoder.apply(encoder, self.preprocess(images), train=False)[1]
+        found, _ = self.encoder(variables, images)
         embedding = self._project(variables, self._pooled(found), "of_image")
         return found | {"embedding": embedding}
 
@@ -186,18 +173,6 @@ class Contrastive:
         projections = {"params": variables["params"]["projections"]}
         found: Any = self.projections.apply(projections, x, method=method)
         return found
-
-    def _image(self, variables, x, train, weight, across) -> tuple[jax.Array, dict]:
-        """Preprocessed pictures -> [b, E], and the new mutable collections."""
-        encoder = {c: tree["encoder"] for c, tree in variables.items() if "encoder" in tree}
-        found: Any
-        if not train:
-            found = self.encoder.apply(encoder, x, train=False)[1]
-            return self._pooled(found), {}
-        (_, found), changed = self.encoder.apply(
-            encoder, x, train=True, weight=weight, across=across, mutable=["batch_stats"]
-        )
-        return self._pooled(found), {name: {"encoder": tree} for name, tree in changed.items()}
 
     def _pooled(self, found: dict[str, jax.Array]) -> jax.Array:
         """The stage's means over grid x grid parts of the picture, [b, grid grid c]."""

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError, choose
-from vision_lang.models import text_encoder, vgg
+from vision_lang.models import text_encoder
+from vision_lang.models.layers import DTYPES
 from vision_lang.models.text_encoder import TextEncoder, TextSpec
-from vision_lang.models.vgg import VGG, VGGSpec
 from vision_lang.tasks.augmentation import Augmentation
 from vision_lang.tasks.contrastive import LOSSES, Contrastive, Projections
+from vision_lang.tasks.encoder import make_encoder, stage_shape
 from vision_lang.tasks.facts import DataFacts
-from vision_lang.tasks.preprocessing import make_preprocessing
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def from_config(config: ConfigDict, facts: DataFacts) -> Contrastive:
@@ -37,33 +32,27 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Contrastive:
     augmentation = Augmentation(**config.augmentation)
     if augmentation.mixup or augmentation.cutmix:
         raise InputError("Two pictures mixed have no text: augmentation.mixup, .cutmix = 0.")
-    spec = dataclasses.replace(VGGSpec(**model.encoder), head="none")
+    encoder = make_encoder(config, head="none")
     text = TextSpec(**model.text)
-    vgg.check(spec, config.data.resolution)
     text_encoder.check(text)
-    stages = {f"pool{s}": s for s in range(1, len(spec.stages) + 1)}
-    side = max(config.data.resolution, 32)
-    side >>= choose(stages, model.stage, "stage of the encoder (config.model.stage)")
+    side, _, _ = stage_shape(encoder, model.stage)
     if model.grid < 1 or side % model.grid:
         raise InputError(
             f"config.model.grid={model.grid} does not divide the {side} places along a side of "
             f"{model.stage}."
         )
-    dtype = choose(DTYPES, model.dtype, "dtype")
     return Contrastive(
-        encoder=VGG(spec=spec, dtype=dtype),
+        encoder=encoder,
         stage=model.stage,
         grid=model.grid,
         text_encoder=TextEncoder(
             spec=text,
             vocab_size=facts.vocab_size,
             max_length=config.data.text_length,
-            dtype=dtype,
+            dtype=choose(DTYPES, model.dtype, "dtype (config.model.dtype)"),
         ),
         projections=Projections(model.width, config.loss),
         loss_of=config.loss,
-        preprocess=make_preprocessing(model.preprocessing),
         augmentation=augmentation,
-        resolution=config.data.resolution,
         length=config.data.text_length,
     )

@@ -22,6 +22,7 @@ from vision_lang.models.sketch import Sketch, Sketched
 from vision_lang.models.text_encoder import TextEncoder
 from vision_lang.models.unet import UNet
 from vision_lang.tasks.conditioning import Condition, TextConditioning
+from vision_lang.tasks.example import example_spec
 
 Variables = Any
 NOISE_BINS = 4  # the loss is logged for each quarter of t
@@ -79,16 +80,8 @@ class Diffusion:
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
-        length, side = len(self.conditioning.null_tokens), self.resolution
-        struct = jax.ShapeDtypeStruct
-        return {
-            "image": struct((side, side, 3), jnp.uint8),
-            "tokens": struct((length,), jnp.int32),
-            "text_mask": struct((length,), jnp.bool_),
-            "label": struct((), jnp.int32),
-            "weight": struct((), jnp.float32),
-            "index": struct((), jnp.int32),
-        }
+        length = len(self.conditioning.null_tokens)
+        return example_spec(self.resolution, text_length=length, label=True)
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters, and

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -10,6 +9,7 @@ from vision_lang.diffusion import prediction as predictions
 from vision_lang.diffusion import schedules, time_sampling, weighting
 from vision_lang.errors import InputError, choose
 from vision_lang.models import sketch, text_encoder, unet
+from vision_lang.models.layers import DTYPES
 from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.models.text_encoder import TextEncoder, TextSpec
 from vision_lang.models.unet import UNet, UNetSpec
@@ -17,7 +17,6 @@ from vision_lang.tasks import diffusion as task_lib
 from vision_lang.tasks.conditioning import MASK_POLICIES, TextConditioning
 from vision_lang.tasks.facts import DataFacts
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 CONDITIONS = {"text": "captions", "label": "classes"}
 
 
@@ -56,7 +55,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
         **dict.fromkeys(("min_snr", "snr_plus_one", "flow"), {"gamma": diffusion.largest_weight}),
         "sigmoid": {"bias": diffusion.sigmoid_bias},
     }
-    dtype = choose(DTYPES, model.dtype, "dtype")
+    dtype = choose(DTYPES, model.dtype, "dtype (config.model.dtype)")
     labelled = config.condition == "label"
     task = task_lib.Diffusion(
         text_encoder=TextEncoder(

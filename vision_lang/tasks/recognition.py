@@ -5,7 +5,6 @@ Shapes: B batch, H W height and width of the image, C classes, D width of the fe
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 
 from vision_lang import keys as random_keys
 from vision_lang.models.margin import MarginHead
-from vision_lang.models.vgg import VGG
 from vision_lang.tasks.augmentation import Augmentation
+from vision_lang.tasks.encoder import ImageEncoder, part
+from vision_lang.tasks.example import example_spec
 
 Variables = Any
 
@@ -28,38 +28,25 @@ class Recognition:
     label_smoothing: share of the target that is spread over all classes.
     """
 
-    encoder: VGG
+    encoder: ImageEncoder
     head: MarginHead | None
-    preprocess: Callable[[jax.Array], jax.Array]
     augmentation: Augmentation
     label_smoothing: float
     classes: int
-    resolution: int
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
-        struct = jax.ShapeDtypeStruct
-        return {
-            "image": struct((self.resolution, self.resolution, 3), jnp.uint8),
-            "label": struct((), jnp.int32),
-            "weight": struct((), jnp.float32),
-            "index": struct((), jnp.int32),
-        }
+        return example_spec(self.encoder.resolution, label=True)
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"encoder": ..., "head": ...}, "batch_stats": {"encoder": ...}}; head
         and statistics where there are any."""
         encoder_key, head_key = jax.random.split(key)
-        images = jnp.zeros((1, self.resolution, self.resolution, 3), jnp.float32)
-        made = {"encoder": self.encoder.init(encoder_key, images, train=False)}
+        variables, found = self.encoder.init(encoder_key)
         if self.head is not None:
-            found: Any = self.encoder.apply(made["encoder"], images, train=False)[1]
-            made["head"] = self.head.init(head_key, self._pooled(found))
-        collections = {name for variables in made.values() for name in variables}
-        return {
-            c: {part: variables[c] for part, variables in made.items() if c in variables}
-            for c in collections
-        }
+            made = self.head.init(head_key, self._pooled(found))
+            variables["params"]["head"] = made["params"]
+        return variables
 
     def loss(
         self,
@@ -78,8 +65,13 @@ class Recognition:
         if train:
             x = self.augmentation.pictures(x, keys)
             x, targets = self.augmentation.mix(x, targets, weight, keys)
-        x = self.preprocess(x)
-        logits, mutable = self._logits(variables, x, batch["label"], weight, keys, across, train)
+        dropout = random_keys.named(keys, "dropout") if train else None
+        found, mutable = self.encoder(
+            variables, x, dropout, train=train, weight=weight, across=across
+        )
+        if self.head is not None:
+            found |= self._by_angle(variables, found, batch["label"] if train else None)
+        logits = found["logits"]
         right = (logits.argmax(-1) == batch["label"]) * weight
         if train:
             targets = (1 - self.label_smoothing) * targets + self.label_smoothing / self.classes
@@ -88,44 +80,21 @@ class Recognition:
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> float32 [B, C], each row on its own."""
-        x = self.preprocess(images)
-        return self._logits(variables, x, None, None, None, None, False)[0]
+        return self.layers(variables, images)["logits"]
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the network: convolutions and pools [B, h, w, c], dense
-        layers [B, D], and `embedding`, where there is a head by angle."""
-        x = self.preprocess(images)
-        found: Any
-        logits, found = self.encoder.apply(_part(variables, "encoder"), x, train=False)
-        if self.head is not None:
-            pooled = self._pooled(found)
-            logits, found["embedding"] = self.head.apply(_part(variables, "head"), pooled)
-        return found | {"logits": logits}
+        layers [B, D], `logits` [B, C], and `embedding` [B, D] where there is a head by angle."""
+        found, _ = self.encoder(variables, images)
+        return found if self.head is None else found | self._by_angle(variables, found)
 
-    def _logits(self, variables, x, label, weight, keys, across, train):
-        """Returns the logits [B, C] and the new mutable collections."""
-        encoder = _part(variables, "encoder")
-        mutable: dict = {}
-        found: Any
-        if train:
-            (logits, found), changed = self.encoder.apply(
-                encoder, x, random_keys.named(keys, "dropout"), train=True, weight=weight,
-                across=across, mutable=["batch_stats"],
-            )  # fmt: skip
-            mutable = {name: {"encoder": tree} for name, tree in changed.items()}
-        else:
-            logits, found = self.encoder.apply(encoder, x, train=False)
-        if self.head is not None:
-            pooled = self._pooled(found)
-            logits, _ = self.head.apply(_part(variables, "head"), pooled, label if train else None)
-        return logits.astype(jnp.float32), mutable
+    def _by_angle(self, variables, found, label=None) -> dict[str, jax.Array]:
+        """What the head adds: logits [B, C], and unit vectors [B, D]."""
+        assert self.head is not None
+        made: Any = self.head.apply(part(variables, "head"), self._pooled(found), label)
+        return dict(zip(("logits", "embedding"), made, strict=True))
 
     def _pooled(self, found: dict[str, jax.Array]) -> jax.Array:
         """The mean over the picture of the last pooled stage, [B, c] float32."""
-        last = found[f"pool{len(self.encoder.spec.stages)}"]
+        last = found[f"pool{len(self.encoder.net.spec.stages)}"]
         return last.astype(jnp.float32).mean((1, 2))
-
-
-def _part(variables: Variables, name: str) -> Variables:
-    """The variables of one network."""
-    return {c: tree[name] for c, tree in variables.items() if name in tree}
