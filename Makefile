@@ -65,7 +65,7 @@ train: $(READY)  ## train the default config (options: CONFIG=configs/diffusion.
 	$(BIN)/python -m vision_lang.main --config=$(CONFIG) $(ARGS)
 
 test: $(READY)  ## the tests (option: ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -25,7 +25,7 @@ from vision_lang.tasks.captioning import Decoding
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
     given = common.parse_arg(arg, tiny=False, data="shapes", size="11", decoder="mini")
-    config = common.base()
+    config = common.base(given.data)
     config.task = "captioning"
 
     config.steps = 3_000
@@ -33,12 +33,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 1_000
     config.save_every = 1_000
 
-    config.data.update(presets.fields(given.data))
-    config.data.name = given.data
-
     model = config.model = ConfigDict()
+    size = "tiny" if given.tiny else given.size
     # What the fields mean: vision_lang/models/vgg.py. A quarter of the paper's widths.
-    model.encoder = ConfigDict(dataclasses.asdict(choose(VGGS, _size(given), "size")))
+    model.encoder = ConfigDict(dataclasses.asdict(choose(VGGS, size, "size")))
     model.encoder.update(width=0.25, batch_norm=True, head="none")
     # the encoder's intermediate whose places the decoder attends
     model.stage = "pool1" if given.tiny else "conv3_2"
@@ -54,12 +52,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.decoding = ConfigDict(dataclasses.asdict(Decoding()))
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2e-3)
-    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
-            "encoder": adamw | {"pattern": "encoder/.*/kernel", "weight_decay": 0.01},
-            "matrices": adamw | {"pattern": "(?!encoder/).*/kernel", "weight_decay": 0.01},
-            "others": adamw | {"pattern": ".*/(bias|scale|embedding)"},
+            "encoder": common.adamw("encoder/.*/kernel", weight_decay=0.01),
+            "matrices": common.adamw("(?!encoder/).*/kernel", weight_decay=0.01),
+            "others": common.adamw(".*/(bias|scale|embedding)"),
         }
     )
     config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
@@ -82,23 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     if given.tiny:
-        shrink(config)
+        common.shrink(config)
+        config.evaluators.validation.batch_size = 16
+        config.evaluators.captions.update(batch_size=8, count=8, final_count=16, shown=4)
     return config
-
-
-def _size(given: ConfigDict) -> str:
-    return "tiny" if given.tiny else given.size
-
-
-def shrink(config: ConfigDict) -> None:
-    """A run of seconds that walks through every part."""
-    config.steps = 20
-    config.batch_size = 8
-    config.log_every = 5
-    config.eval_every = 10
-    config.save_every = 10
-    config.optimizer.warmup = 5
-    config.evaluators.validation.batch_size = 16
-    config.evaluators.captions.update(batch_size=8, count=8, final_count=16, shown=4)
-    if config.data.name == "shapes":
-        config.data.name = "shapes/tiny"

@@ -6,7 +6,7 @@ A config file is a plain function, called as `configs/x.py:key=value,flag=true`:
 
     def get_config(arg=""):
         arg = common.parse_arg(arg, tiny=False, data="shapes")
-        config = common.base()
+        config = common.base(arg.data)
         config.steps = 20 if arg.tiny else 3_000
         return config
 """
@@ -22,8 +22,9 @@ from vision_lang.data import presets
 from vision_lang.errors import InputError, suggestion
 
 
-def base() -> ConfigDict:
-    """Returns the fields that all configs have, with their defaults (unlocked)."""
+def base(data: str = "shapes") -> ConfigDict:
+    """Returns the fields that all configs have, with their defaults (unlocked), and those of
+    config.data that suit a data set."""
     config = ConfigDict()
     config.seed = 0  # all that is random is a function of (seed, purpose, step, example)
     config.steps = 1_000  # optimizer steps in the whole run
@@ -46,7 +47,8 @@ def base() -> ConfigDict:
     config.init_except = ""  # pattern of parameter paths that init neither asks for nor takes
 
     # What each field means: vision_lang/data/presets.py.
-    config.data = ConfigDict(presets.fields("shapes"))
+    config.data = ConfigDict(presets.fields(data))
+    config.data.name = data
     return config
 
 
@@ -63,6 +65,28 @@ def optimizer(learning_rate: float, warmup: int = 100) -> ConfigDict:
     optimizer.momentum = 0.95  # of rule=muon
     optimizer.frozen = ()  # patterns of parameter paths that are not trained
     return optimizer
+
+
+def adamw(pattern: str, weight_decay: float = 0.0, learning_rate_scale: float = 1.0) -> dict:
+    """Returns an entry of config.optimizer.groups: the parameters whose whole path matches."""
+    return {
+        "pattern": pattern,
+        "rule": "adamw",
+        "weight_decay": weight_decay,
+        "learning_rate_scale": learning_rate_scale,
+    }
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes it a run of seconds; its networks and evaluators are its own to shrink."""
+    config.steps = 20
+    config.batch_size = 8
+    config.log_every = 5
+    config.eval_every = 10
+    config.save_every = 10
+    config.optimizer.warmup = 5
+    if config.data.name == "shapes":
+        config.data.name = "shapes/tiny"
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

@@ -22,7 +22,7 @@ from vision_lang.tasks.augmentation import Augmentation
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
     given = common.parse_arg(arg, tiny=False, data="shapes", size="11", text="small")
-    config = common.base()
+    config = common.base(given.data)
     config.task = "contrastive"
     config.loss = "softmax"  # a row of tasks.contrastive.LOSSES: "softmax" (CLIP) | "sigmoid"
 
@@ -30,9 +30,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 128
     config.eval_every = 1_000
     config.save_every = 1_000
-
-    config.data.update(presets.fields(given.data))
-    config.data.name = given.data
 
     model = config.model = ConfigDict()
     # What the fields mean: vision_lang/models/vgg.py. A quarter of the paper's widths.
@@ -51,14 +48,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation()))
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2e-3)
-    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
     words = "text_encoder/token_embedding/embedding"
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
-            "matrices": adamw | {"pattern": ".*/kernel", "weight_decay": 0.01},
+            "matrices": common.adamw(".*/kernel", weight_decay=0.01),
             # A step touches few rows of the table, and its rows are large.
-            "words": adamw | {"pattern": words, "learning_rate_scale": 24 * text.embedding_std},
-            "others": adamw | {"pattern": f"(?!{words}).*/(bias|scale|embedding|logit_.*)"},
+            "words": common.adamw(words, learning_rate_scale=24 * text.embedding_std),
+            "others": common.adamw(f"(?!{words}).*/(bias|scale|embedding|logit_.*)"),
         }
     )
     config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
@@ -78,18 +74,6 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     if given.tiny:
-        shrink(config)
+        common.shrink(config)
+        config.evaluators.retrieval.update(batch_size=8, count=24)
     return config
-
-
-def shrink(config: ConfigDict) -> None:
-    """A run of seconds that walks through every part."""
-    config.steps = 20
-    config.batch_size = 8
-    config.log_every = 5
-    config.eval_every = 10
-    config.save_every = 10
-    config.optimizer.warmup = 5
-    config.evaluators.retrieval.update(batch_size=8, count=24)
-    if config.data.name == "shapes":
-        config.data.name = "shapes/tiny"

@@ -147,7 +147,7 @@ PROMPTS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
     given = common.parse_arg(arg, tiny=False, data="shapes", condition="text", size="small")
-    config = common.base()
+    config = common.base(given.data)
     config.task = "diffusion"
     config.condition = given.condition  # "text" | "label"
     config.caption_drop = 0.05  # share of examples that learn without condition, for guidance
@@ -158,9 +158,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 32
     config.eval_every = config.steps // 2
     config.save_every = 1_000 if labels else 900
-
-    config.data.update(presets.fields(given.data))
-    config.data.name = given.data
 
     unet, text, sketch, patch = choose(SIZES, "tiny" if given.tiny else given.size, "size")
     model = config.model = ConfigDict()
@@ -208,17 +205,15 @@ def get_config(arg: str = "") -> ConfigDict:
     blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
     texts = r"text_encoder/layers_\d+/.*kernel"
     words = r"text_encoder/token_embedding/embedding"
-    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
     muon = {"rule": "muon", "weight_decay": 0.01}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
             "blocks": muon | {"pattern": blocks, "learning_rate_scale": 3.5},
             "texts": muon | {"pattern": texts, "learning_rate_scale": 1.5},
             # A step touches few rows of the table, and its rows are large.
-            "words": adamw
-            | {"pattern": words, "learning_rate_scale": 24 * model.text.embedding_std},
-            "matrices": adamw | {"pattern": f"(?!{blocks}|{texts}).*/kernel", "weight_decay": 0.01},
-            "others": adamw | {"pattern": f"(?!{words}).*/(bias|scale|embedding)"},
+            "words": common.adamw(words, learning_rate_scale=24 * model.text.embedding_std),
+            "matrices": common.adamw(f"(?!{blocks}|{texts}).*/kernel", weight_decay=0.01),
+            "others": common.adamw(f"(?!{words}).*/(bias|scale|embedding)"),
         }
     )
     config.ema = ConfigDict({"ema": {"decay": 0.995}})
@@ -256,15 +251,9 @@ def evaluators(data: str) -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """A run of seconds that walks through every part."""
-    config.steps = 20
-    config.batch_size = 8
-    config.log_every = 5
-    config.eval_every = 10
-    config.save_every = 10
+    common.shrink(config)
     config.sampling.steps = 3
-    config.optimizer.warmup = 5
     config.evaluators.validation.batch_size = 16
     config.evaluators.samples.update(count=4, columns=4, device_batch=4)
-    if config.data.name == "shapes":
-        config.data.name = "shapes/tiny"
+    if "oracle" in config.evaluators:
         config.evaluators.oracle.update(count=4, final_count=8, device_batch=8)

@@ -25,7 +25,7 @@ from vision_lang.tasks.augmentation import Augmentation
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
     given = common.parse_arg(arg, tiny=False, data="shapes", size="11")
-    config = common.base()
+    config = common.base(given.data)
     config.task = "recognition"
 
     config.steps = 1_500
@@ -33,8 +33,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = 500
     config.save_every = 500
 
-    config.data.update(presets.fields(given.data))
-    config.data.name = given.data
     shapes = presets.is_shapes(given.data)
     if shapes:
         config.data.where = "scene/count=1"
@@ -54,11 +52,10 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation(pad=2)))
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2e-3)
-    adamw = {"rule": "adamw", "weight_decay": 0.0, "learning_rate_scale": 1.0}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
-            "matrices": adamw | {"pattern": ".*/(kernel|classes)", "weight_decay": 0.05},
-            "others": adamw | {"pattern": ".*/(bias|scale)"},
+            "matrices": common.adamw(".*/(kernel|classes)", weight_decay=0.05),
+            "others": common.adamw(".*/(bias|scale)"),
         }
     )
     config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
@@ -80,19 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if shapes:
         config.evaluators.classes.final_splits = ("validation", "test", "test_unseen")
     if given.tiny:
-        shrink(config)
+        common.shrink(config)
+        for evaluator in config.evaluators.values():
+            evaluator.batch_size = 16
     return config
-
-
-def shrink(config: ConfigDict) -> None:
-    """A run of seconds that walks through every part."""
-    config.steps = 20
-    config.batch_size = 8
-    config.log_every = 5
-    config.eval_every = 10
-    config.save_every = 10
-    config.optimizer.warmup = 5
-    for evaluator in config.evaluators.values():
-        evaluator.batch_size = 16
-    if config.data.name == "shapes":
-        config.data.name = "shapes/tiny"

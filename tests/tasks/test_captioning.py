@@ -8,54 +8,25 @@ import numpy as np
 import pytest
 
 from configs import captioning as config_file
-from vision_lang import keys as random_keys
+from tests.tasks import parts
+from tests.tasks.parts import BOS, PAD
 from vision_lang.errors import InputError
 from vision_lang.tasks import captioning_config
 from vision_lang.tasks.captioning import Decoding
-from vision_lang.tasks.facts import DataFacts
-from vision_lang.training import parallel
 
 ROWS, SIDE, WORDS, LENGTH = 4, 32, 9, 7
-BOS, EOS, PAD = 1, 2, 0
 
 
 def make(length=LENGTH, **changes):
-    """A tiny task; `changes` are dotted paths with __ for the dot."""
+    """A tiny task; see `parts.change`."""
     config = config_file.get_config("tiny")
-    config.data.text_length = length
-    for path, value in changes.items():
-        *parents, name = path.split("__")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
-    null = (BOS, EOS, *[PAD] * (length - 2))
-    return captioning_config.from_config(
-        config, DataFacts(WORDS, null, tuple(t != PAD for t in null), 0)
-    )
+    parts.change(config, data__text_length=length, **changes)
+    return captioning_config.from_config(config, parts.facts(WORDS, length))
 
 
 def batch(length=LENGTH):
     """Texts of different lengths, padded."""
-    random = np.random.default_rng(0)
-    tokens = np.full((ROWS, length), PAD, np.int32)
-    for row, words in enumerate((1, 2, 4, 5)):
-        tokens[row, : words + 2] = [BOS, *random.integers(3, WORDS, words), EOS]
-    return {
-        "image": random.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
-        "tokens": tokens,
-        "text_mask": tokens != PAD,
-        "weight": np.ones(ROWS, np.float32),
-        "index": np.arange(ROWS, dtype=np.int32),
-    }
-
-
-def keys():
-    return random_keys.per_example(random_keys.make(0, "train", 0), jnp.arange(ROWS))
-
-
-def loss(task, variables, data, train=False):
-    return task.loss(variables, data, keys(), across=parallel.ONE_DEVICE, train=train)
+    return parts.batch(SIDE, texts=(1, 2, 4, 5), words=WORDS, length=length)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +37,7 @@ def task():
 @pytest.fixture(scope="module")
 def variables(task):
     """Random ones whose texts differ from picture to picture."""
-    found = task.init(jax.random.key(3))
+    found = parts.init(task, 3)
     table = found["params"]["decoder"]["wte"]
     table["embedding"] = table["embedding"] * 8
     return found
@@ -86,7 +57,7 @@ def test_the_loss_is_each_texts_mean_over_its_own_tokens(task, variables):
     by_hand = log_probabilities(task, variables, data)
     lengths = (data["tokens"] != PAD).sum(1) - 1
     wanted = [-by_hand[row, :n].sum() / n for row, n in enumerate(lengths)]
-    losses, _, metrics = loss(task, variables, data)
+    losses, _, metrics = parts.loss(task, variables, data)
     np.testing.assert_allclose(losses, wanted, rtol=1e-4)
     assert metrics["token_right"][1] == lengths.sum()
     sums = task.log_likelihood(variables, data["image"], data["tokens"], data["text_mask"])
@@ -95,7 +66,7 @@ def test_the_loss_is_each_texts_mean_over_its_own_tokens(task, variables):
 
 def test_more_padding_changes_nothing(variables):
     short, long = make(LENGTH), make(LENGTH + 3)
-    longer = long.init(jax.random.key(3))
+    longer = parts.init(long, 3)
     table = longer["params"]["decoder"]["wpe"]["embedding"]
     first = variables["params"]["decoder"]["wpe"]["embedding"]
     position = jnp.concatenate([first, table[LENGTH:]])
@@ -103,15 +74,17 @@ def test_more_padding_changes_nothing(variables):
     params["decoder"] = params["decoder"] | {"wpe": {"embedding": position}}
     longer = variables | {"params": params}
     np.testing.assert_allclose(
-        loss(short, variables, batch())[0], loss(long, longer, batch(LENGTH + 3))[0], rtol=1e-5
+        parts.loss(short, variables, batch())[0],
+        parts.loss(long, longer, batch(LENGTH + 3))[0],
+        rtol=1e-5,
     )
 
 
 def test_a_frozen_encoder_keeps_its_statistics(variables):
     data = batch()
     learning, frozen = make(), make(optimizer__frozen=("encoder/.*",))
-    _, moved, _ = loss(learning, variables, data, train=True)
-    _, kept, _ = loss(frozen, variables, data, train=True)
+    _, moved, _ = parts.loss(learning, variables, data, train=True)
+    _, kept, _ = parts.loss(frozen, variables, data, train=True)
     before = variables["batch_stats"]
     same = jax.tree.map(lambda a, b: bool((a == b).all()), before, kept["batch_stats"])
     other = jax.tree.map(lambda a, b: bool((a == b).all()), before, moved["batch_stats"])
@@ -124,7 +97,7 @@ def test_what_it_writes_is_as_likely_as_it_says(task, variables):
     found = {}
     for method in ("greedy", "beam", "nucleus"):
         how = Decoding(method=method, beams=3, top_p=1.0)
-        texts = task.describe(variables, images, keys(), how)
+        texts = task.describe(variables, images, parts.keys(ROWS), how)
         tokens = np.full((ROWS, LENGTH), PAD, np.int32)
         tokens[:, 0] = BOS
         tokens[:, 1:] = texts.tokens[:, 0]
@@ -132,7 +105,7 @@ def test_what_it_writes_is_as_likely_as_it_says(task, variables):
         wanted = task.log_likelihood(variables, images, tokens, mask)
         np.testing.assert_allclose(texts.log_probs[:, 0], wanted, rtol=1e-3, atol=1e-3)
         found[method] = np.asarray(texts.log_probs[:, 0])
-    drawn = task.describe(variables, images[1:3], keys()[1:3], how)
+    drawn = task.describe(variables, images[1:3], parts.keys(ROWS)[1:3], how)
     np.testing.assert_array_equal(drawn.tokens, texts.tokens[1:3])  # alone or among others
     assert len({tuple(t) for t in np.asarray(texts.tokens[:, 0])}) > 1
 

@@ -3,61 +3,39 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import contrastive as config_file
-from vision_lang import keys as random_keys
+from tests.tasks import parts
 from vision_lang.errors import InputError
 from vision_lang.tasks import contrastive_config
-from vision_lang.tasks.facts import DataFacts
 from vision_lang.training import parallel
 
 ROWS, SIDE, WORDS, LENGTH = 6, 32, 9, 6
-BOS, EOS, PAD = 1, 2, 0
 
 
 def make(**changes):
-    """A tiny task; `changes` are dotted paths with __ for the dot."""
+    """A tiny task; see `parts.change`."""
     config = config_file.get_config("tiny")
-    config.data.text_length = LENGTH
-    for path, value in changes.items():
-        *parents, name = path.split("__")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
-    null = (BOS, EOS, *[PAD] * (LENGTH - 2))
-    facts = DataFacts(WORDS, null, tuple(t != PAD for t in null), 0)
-    return contrastive_config.from_config(config, facts)
+    parts.change(config, data__text_length=LENGTH, **changes)
+    return contrastive_config.from_config(config, parts.facts(WORDS, LENGTH))
 
 
 def batch():
     """Rows 1 and 4 have the same text; row 5 counts nothing."""
-    random = np.random.default_rng(0)
-    tokens = np.full((ROWS, LENGTH), PAD, np.int32)
-    for row, words in enumerate((1, 2, 3, 4, 2, 3)):
-        tokens[row, : words + 2] = [BOS, *random.integers(3, WORDS, words), EOS]
-    tokens[4] = tokens[1]
-    return {
-        "image": random.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
-        "tokens": tokens,
-        "text_mask": tokens != PAD,
-        "weight": np.float32([1, 1, 1, 1, 1, 0]),
-        "index": np.arange(ROWS, dtype=np.int32),
-    }
-
-
-def keys():
-    return random_keys.per_example(random_keys.make(0, "train", 0), jnp.arange(ROWS))
+    rows = parts.batch(SIDE, texts=(1, 2, 3, 4, 2, 3), words=WORDS, length=LENGTH)
+    for name in ("tokens", "text_mask"):
+        rows[name][4] = rows[name][1]
+    rows["weight"][5] = 0
+    return rows
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_the_loss_by_loops(loss):
     task = make(loss=loss)
-    variables, data = task.init(jax.random.key(0)), batch()
-    images = np.asarray(task.embed_images(variables, data["image"]), np.float64)
+    variables, data = parts.init(task), batch()
+    images = np.asarray(jax.jit(task.embed_images)(variables, data["image"]), np.float64)
     texts = np.asarray(task.embed_texts(variables, data["tokens"], data["text_mask"]), np.float64)
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(texts, axis=1), 1, rtol=1e-5)
@@ -76,9 +54,7 @@ def test_the_loss_by_loops(loss):
             else:
                 both.append(np.log1p(np.exp(-row[i])) + np.log1p(np.exp(row[others])).sum())
         wanted.append(np.mean(both))
-    found, mutable, metrics = task.loss(
-        variables, data, keys(), across=parallel.ONE_DEVICE, train=False
-    )
+    found, mutable, metrics = parts.loss(task, variables, data)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     assert mutable == {} and metrics["t2i_right"][1] == 5
 
@@ -86,7 +62,7 @@ def test_the_loss_by_loops(loss):
 def test_two_devices_are_told_from_each_others_examples():
     """Losses, statistics and gradients of a split batch, put together, are those of the whole."""
     task = make()
-    variables, data = task.init(jax.random.key(0)), batch()
+    variables, data = parts.init(task), batch()
     across = parallel.Across(
         mean=lambda tree: jax.lax.pmean(tree, "rows"),
         gather=lambda tree: jax.tree.map(
@@ -105,16 +81,16 @@ def test_two_devices_are_told_from_each_others_examples():
     alone = jax.jit(
         lambda part, keys: gradient(variables["params"], part, keys, parallel.ONE_DEVICE)
     )
-    whole, (losses, statistics) = alone(data, keys())
-    halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (data, keys()))
+    whole, (losses, statistics) = alone(data, parts.keys(ROWS))
+    halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (data, parts.keys(ROWS)))
     split = jax.vmap(
         lambda part, part_keys: gradient(variables["params"], part, part_keys, across),
         axis_name="rows",
     )
-    parts, (losses_2, statistics_2) = jax.jit(split)(*halves)
+    shares, (losses_2, statistics_2) = jax.jit(split)(*halves)
     np.testing.assert_allclose(losses_2.reshape(-1), losses, rtol=1e-4)
     largest = max(float(np.abs(g).max()) for g in jax.tree.leaves(whole))
-    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+    for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(shares), strict=True):
         np.testing.assert_allclose(two.sum(0), one, atol=1e-4 * largest)
     for one, two in zip(jax.tree.leaves(statistics), jax.tree.leaves(statistics_2), strict=True):
         np.testing.assert_allclose(two[0], one, rtol=1e-4, atol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import diffusion as config_file
+from tests.tasks import parts
 from vision_lang import keys as random_keys
 from vision_lang.data import presets
 from vision_lang.diffusion import guidance, schedules
@@ -18,44 +19,24 @@ from vision_lang.errors import InputError
 from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.tasks import diffusion, diffusion_config
 from vision_lang.tasks.conditioning import Condition
-from vision_lang.tasks.facts import DataFacts
 from vision_lang.training import parallel
 
 ROWS, SIDE, WORDS, LENGTH = 4, 16, 20, 6
-BOS, EOS, PAD = 1, 2, 0
 
 
 def make(length=LENGTH, classes=0, **changes):
-    """A tiny task; `changes` are dotted paths with __ for the dot."""
+    """A tiny task; see `parts.change`."""
     config = config_file.get_config("tiny")
     config.batch_size = ROWS
     config.data.update(resolution=SIDE, text_length=length)
-    for path, value in changes.items():
-        *parents, name = path.split("__")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
-    null = (BOS, EOS, *[PAD] * (length - 2))
-    facts = DataFacts(WORDS, null, tuple(t != PAD for t in null), classes)
-    return diffusion_config.from_config(config, facts)
+    parts.change(config, **changes)
+    return diffusion_config.from_config(config, parts.facts(WORDS, length, classes))
 
 
 def batch(length=LENGTH):
     """Captions of different lengths, padded to `length`."""
-    rng = np.random.default_rng(0)
-    tokens = np.full((ROWS, length), PAD, np.int32)
-    for row, words in enumerate((1, 2, 3, 4)):
-        tokens[row, : words + 2] = [BOS, *rng.integers(3, WORDS, words), EOS]
-    return {
-        "image": rng.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
-        "tokens": tokens,
-        "text_mask": tokens != PAD,
-        "label": np.array([0, 1, 2, -1], np.int32),
-        "weight": np.ones(ROWS, np.float32),
-        "index": np.arange(ROWS, dtype=np.int32),
-        "progress": np.full(ROWS, 0.5, np.float32),
-    }
+    rows = parts.batch(SIDE, texts=(1, 2, 3, 4), words=WORDS, length=length, labels=(0, 1, 2, -1))
+    return rows | {"progress": np.full(ROWS, 0.5, np.float32)}
 
 
 def weights(task):

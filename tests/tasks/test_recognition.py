@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import recognition as config_file
-from vision_lang import keys as random_keys
+from tests.tasks import parts
 from vision_lang.errors import InputError
 from vision_lang.tasks import preprocessing, recognition_config
-from vision_lang.tasks.facts import DataFacts
-from vision_lang.training import parallel
 
 ROWS, SIDE, CLASSES = 6, 32, 3
-FACTS = DataFacts(5, (1, 2, 0), (True, True, False), CLASSES)
+FACTS = parts.facts(5, 3, CLASSES)
 
 
 def make(facts=FACTS, **changes):
-    """A tiny task; `changes` are dotted paths with __ for the dot."""
+    """A tiny task; see `parts.change`."""
     config = config_file.get_config("tiny")
-    for path, value in changes.items():
-        *parents, name = path.split("__")
-        place = config
-        for parent in parents:
-            place = place[parent]
-        place[name] = value
+    parts.change(config, **changes)
     return recognition_config.from_config(config, facts)
 
 
 def batch():
-    random = np.random.default_rng(0)
-    return {
-        "image": random.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
-        "label": np.array([0, 1, 2, 0, 1, 2], np.int32),
-        "weight": np.ones(ROWS, np.float32),
-        "index": np.arange(ROWS, dtype=np.int32),
-    }
-
-
-def keys():
-    return random_keys.per_example(random_keys.make(0, "train", 0), jnp.arange(ROWS))
-
-
-def loss(task, variables, data, train):
-    return task.loss(variables, data, keys(), across=parallel.ONE_DEVICE, train=train)
+    return parts.batch(SIDE, labels=(0, 1, 2, 0, 1, 2))
 
 
 def random_variables(task):
     """Of the task's shapes, with logits far from equal."""
-    variables = task.init(jax.random.key(0))
+    variables = parts.init(task)
     variables["params"]["encoder"]["logits"]["kernel"] *= 100
     return variables
 
@@ -62,12 +40,12 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(smoothing):
     logits = np.asarray(task.logits(variables, data["image"]), np.float64)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     own = -np.log(p[np.arange(ROWS), data["label"]])
-    losses, mutable, metrics = loss(task, variables, data, train=False)
+    losses, mutable, metrics = parts.loss(task, variables, data, train=False)
     np.testing.assert_allclose(losses, own, rtol=1e-4)
     assert mutable == {}
     assert metrics["top1"] == ((p.argmax(1) == data["label"]).sum(), ROWS)
     # In training: the batch's own statistics, and smoothing spread over all classes.
-    found, mutable, _ = loss(task, variables, data, train=True)
+    found, mutable, _ = parts.loss(task, variables, data, train=True)
     encoder = {c: tree["encoder"] for c, tree in variables.items()}
     x = preprocessing.symmetric(data["image"])
     (logits, _), _ = task.encoder.net.apply(encoder, x, train=True, mutable=["batch_stats"])
@@ -85,10 +63,8 @@ def test_rows_that_count_nothing_change_nothing():
     broken = data | {"weight": np.float32([1, 1, 1, 1, 0, 0])}
     broken |= {"label": np.int32([0, 1, 2, 0, -1, 1]), "image": data["image"].copy()}
     broken["image"][4:] = 0
-    some, statistics, counts = task.loss(
-        variables, few, keys()[:4], across=parallel.ONE_DEVICE, train=True
-    )
-    every, statistics_2, counts_2 = loss(task, variables, broken, train=True)
+    some, statistics, counts = parts.loss(task, variables, few, train=True)
+    every, statistics_2, counts_2 = parts.loss(task, variables, broken, train=True)
     np.testing.assert_allclose(every[:4], some, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
@@ -99,15 +75,15 @@ def test_rows_that_count_nothing_change_nothing():
 
 def test_a_head_by_angle_trains_features_of_length_one():
     task = make(model__margin__kind="arcface", model__margin__width=8)
-    variables, data = task.init(jax.random.key(0)), batch()
+    variables, data = parts.init(task), batch()
     found = task.layers(variables, data["image"])
     np.testing.assert_allclose(np.linalg.norm(found["embedding"], axis=1), 1, rtol=1e-5)
-    plain = np.asarray(loss(task, variables, data, train=False)[0])
+    plain = np.asarray(parts.loss(task, variables, data, train=False)[0])
     logits = np.asarray(task.logits(variables, data["image"]))
     np.testing.assert_allclose(
         plain, -np.asarray(jax.nn.log_softmax(logits))[np.arange(ROWS), data["label"]], rtol=1e-5
     )
-    grads = jax.grad(lambda v: loss(task, v, data, train=True)[0].sum(), allow_int=True)(variables)
+    grads = jax.grad(lambda v: parts.loss(task, v, data, train=True)[0].sum())(variables)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["params"]["head"]))
 
 

@@ -46,6 +46,14 @@ def start_save(writer: ocp.AsyncCheckpointer, directory: epath.Path, flat: Mappi
       TypeError: a leaf is no array and no number.
     """
     stored = {p: _storable(p, leaf) for p, leaf in flat.items() if 0 not in trees.spec(leaf)[0]}
+    # Of an array that every device has, orbax would take a slice from each, a program per shape.
+    same = {
+        p: leaf.addressable_data(0)
+        for p, leaf in stored.items()
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and leaf.is_fully_replicated
+    }
+    # On a CPU the host's copy is none: it is the memory that the next step will write to.
+    stored |= {p: np.array(host) for p, host in jax.device_get(same).items()}
     writer.save(directory, args=ocp.args.PyTreeSave(trees.nest(stored)))
 
 

@@ -103,12 +103,12 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
 
 def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     """Returns a task's step, not compiled yet, and the state before the first step."""
-    # Hundreds of random arrays, drawn once: to optimise that program costs more than to run it.
+    # Hundreds of arrays, made once: to optimise these programs costs more than to run them.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     init = jax.jit(task.init, compiler_options=quick)
     variables = init(random_keys.make(config.seed, "init"))
     variables = _initialised(variables, config.init, config.init_except)
-    first = state.create(variables, tuple(config.optimizer.frozen), tuple(config.ema.keys()))
+    first = state.create(variables, tuple(config.optimizer.frozen))
     packing = optimizer.Packing(first.params, config.optimizer.groups)
     optimiser = optimizer.make(config.optimizer, config.steps, packing)
     step = Step(
@@ -121,12 +121,14 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
         steps=config.steps,
         accumulate=config.accumulate,
     )
-    first = first.replace(
-        opt_state=optimiser.init(packing.pack(first.params)),
-        ema={
-            n: e.replace(params=jax.tree.map(jnp.copy, first.params)) for n, e in first.ema.items()
-        },
-    )
+
+    def derived(params):
+        # Copies: an average that shares the parameters' buffers would be donated with them.
+        average = lambda: state.Ema(jax.tree.map(jnp.copy, params), jnp.int32(0))  # noqa: E731
+        return optimiser.init(packing.pack(params)), {name: average() for name in config.ema}
+
+    opt_state, ema = jax.jit(derived, compiler_options=quick)(first.params)
+    first = first.replace(opt_state=opt_state, ema=ema)
     return step, first.replace(window=_empty_window(step, task, first))
 
 

@@ -80,18 +80,16 @@ def split(variables: Tree, frozen: tuple[str, ...]) -> tuple[dict, dict, Tree]:
     return trainable, fixed, {k: v for k, v in variables.items() if k != "params"}
 
 
-def create(variables: Tree, frozen: tuple[str, ...], averages: tuple[str, ...]) -> TrainState:
-    """Returns the state before the first step, without optimizer state and metrics yet."""
+def create(variables: Tree, frozen: tuple[str, ...]) -> TrainState:
+    """Returns the state before the first step, without optimizer state, averages and metrics."""
     params, fixed, mutable = split(variables, frozen)
-    # Copies: an average that shares the parameters' buffers would be donated with them.
-    ema = {name: Ema(jax.tree.map(jnp.copy, params), jnp.int32(0)) for name in averages}
     return TrainState(
         step=jnp.int32(0),
         params=params,
         frozen=fixed,
         mutable=mutable,
         opt_state=(),
-        ema=ema,
+        ema={},
         window={},
         bad_steps=jnp.int32(0),
     )
