@@ -20,10 +20,11 @@ TINY = f"--config={ROOT}/configs/diffusion.py:tiny=true"
 
 def start(directory: Path, module: str, *arguments: str) -> subprocess.Popen:
     """Starts `python -m vision_lang.<module>` in `directory`, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.Popen(
         [sys.executable, "-m", f"vision_lang.{module}", *arguments],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

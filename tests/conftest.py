@@ -3,6 +3,9 @@
 Set here, before JAX is imported, and through the environment, so that sub-processes have it too:
 the CPU (unless the caller names another platform), and one compilation cache in the repository,
 so that a program that one test compiled is read from disk by the next test, process and run.
+
+Programs of this process are compiled without optimisation: most run once, and compiling them takes
+most of the tests' time. The commands that tests start are compiled as users have them.
 """
 
 import os
@@ -14,6 +17,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest  # noqa: E402 - after the environment
 from filelock import FileLock  # noqa: E402
@@ -43,6 +48,12 @@ def recogniser(tmp_path_factory) -> Path:
 def captioner(tmp_path_factory) -> Path:
     """The same of captioning."""
     return _trained(tmp_path_factory, "captioning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that train come first, so that two processes end at about the same time."""
+    long = ("test_main", "test_imports", "test_resume", "test_configs", "test_words")
+    items.sort(key=lambda item: not item.path.stem.startswith(long))
 
 
 def _trained(tmp_path_factory, name: str, *arguments: str) -> Path:

@@ -135,3 +135,12 @@ def test_the_command_that_main_recommends_is_understood(trained, command, monkey
     assert len(words) == 3 and command(generate.main, *words).code == 0
     monkeypatch.setattr(loop, "train", lambda *_: {})
     assert command(main.main, f"--workdir={trained}").out.splitlines()[-1].endswith("--out=out.png")
+
+
+def test_a_config_of_another_version_is_refused(trained, tmp_path, command):
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    del config["caption_drop"]
+    (run / "config.json").write_text(json.dumps(config))
+    outcome = command(generate.main, f"--run={run}", "--prompt=a", f"--out={tmp_path}/out.png")
+    assert "caption_drop" in outcome.sentence and "provenance.json" in outcome.sentence

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_lang.errors import InputError
-from vision_lang.models.layers import depth_to_space, layer_norm
+from vision_lang.models.layers import Embed, depth_to_space, layer_norm
 from vision_lang.models.unet import Attention
 
 Dtype = jnp.dtype
@@ -103,13 +103,7 @@ class Sketch(nn.Module):
     def __call__(self, context: jax.Array, mask: jax.Array | None = None) -> Sketched:
         spec, pixels = self.spec, self.side // self.spec.cells
         channels = self.channels + spec.hints
-        places = nn.Embed(
-            spec.cells**2,
-            spec.width,
-            embedding_init=nn.initializers.normal(0.5),
-            dtype=self.dtype,
-            name="position_embedding",
-        )
+        places = Embed(spec.cells**2, spec.width, 0.5, self.dtype, name="position_embedding")
         x = places(jnp.arange(spec.cells**2))
         x = jnp.broadcast_to(x, (context.shape[0], *x.shape))  # [B, K K, width]
         context = context.astype(self.dtype)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from vision_lang.errors import InputError
 from vision_lang.models.layers import (
     Dropout,
+    Embed,
     attend,
     group_norm,
     layer_norm,
@@ -318,9 +319,8 @@ class UNet(nn.Module):
         embedding = timestep_embedding(time, spec.widths[0])
         emb = TimestepMLP(4 * spec.widths[0], self.dtype, name="time_embedding")(embedding)
         if self.num_classes:
-            table = nn.Embed(
-                self.num_classes, 4 * spec.widths[0], dtype=self.dtype, name="class_embedding"
-            )
+            width = 4 * spec.widths[0]
+            table = Embed(self.num_classes, width, width**-0.5, self.dtype, name="class_embedding")
             emb = emb + table(label)
 
         context = context.astype(self.dtype)

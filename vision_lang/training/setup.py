@@ -239,7 +239,8 @@ def load(path: str, weights: str = "") -> Loaded:
       weights: 'ema', 'raw', or '' = the average where there is one.
 
     Raises:
-      InputError: no such run, or it has no finished checkpoint.
+      InputError: no such run, it has no finished checkpoint, or its config is of another version
+        of the code.
     """
     folder, step = _path_and_step(path)
     run = folder_lib.open(folder, checkpoint=True)
@@ -247,5 +248,11 @@ def load(path: str, weights: str = "") -> Loaded:
     source, flat = weights_of(path + (f":{weights}" if weights else ""))
     words = tokenizer.load(run.tokenizer)
     class_names = json.loads(run.data.read_text())["class_names"]
-    task = make_task(config, words, len(class_names))
+    try:
+        task = make_task(config, words, len(class_names))
+    except (AttributeError, TypeError) as e:  # of a field that is missing there, or here
+        raise InputError(
+            f"The config of '{folder}' does not fit this version of the code ({e}); the commit that "
+            f"made it stands in {run.provenance.name}."
+        ) from e
     return Loaded(run, config, task, words, class_names, trees.nest(flat), source, step is not None)
