@@ -3,7 +3,7 @@
 Numbers per split (metrics/retrieval.py): `t2i_recall1`, `_recall5`, `_recall10`, `t2i_median_rank`,
 the same as `i2t_...`, and `n`, the number of pictures. On the built-in world the pictures are the
 first whose captions state different things, and a hit is any picture that a caption fits; elsewhere
-it is the text's own, and every text of a picture counts.
+it is the text's own, and every text of a picture counts. Pictures that cannot be read are left out.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     size = config.batch_size * parallel.devices
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
 
+    def batches(source):
+        return pipeline.eval_batches(source, None, data=run.data, batch_size=size)
+
     def images(variables, source):
-        batches = pipeline.eval_batches(source, None, data=run.data, batch_size=size)
-        found = [
-            np.asarray(of_image(variables, parallel.place(batch["image"]))) for batch in batches
-        ]
+        found = [of_image(variables, parallel.place(batch["image"])) for batch in batches(source)]
         return np.concatenate(found)[: len(source)]
 
     def texts(variables, captions):
         tokens, mask = context.tokenizer.encode_batch(captions, run.data.text_length)
         fill = np.arange(-(-len(tokens) // size) * size) % len(tokens)  # padding: rows again
         found = [
-            np.asarray(of_text(variables, parallel.place((tokens[rows], mask[rows]))))
+            of_text(variables, parallel.place((tokens[rows], mask[rows])))
             for rows in np.split(fill, len(fill) // size)
         ]
         return np.concatenate(found)[: len(captions)]
@@ -53,6 +53,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         source = context.data.open(split)
         captions = source.captions()
         chosen = choose_pictures(captions, config.count, shapes)
+        readable = [batch["weight"] > 0 for batch in batches(source.only(chosen))]
+        chosen = chosen[np.concatenate(readable)[: len(chosen)]]
         source, captions = source.only(chosen), [captions[i] for i in chosen]
         every = [text for own in captions for text in own]
         if shapes:

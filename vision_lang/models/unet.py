@@ -319,6 +319,7 @@ class UNet(nn.Module):
         embedding = timestep_embedding(time, spec.widths[0])
         emb = TimestepMLP(4 * spec.widths[0], self.dtype, name="time_embedding")(embedding)
         if self.num_classes:
+            assert label is not None, "a U-Net with classes wants labels"
             width = 4 * spec.widths[0]
             table = Embed(self.num_classes, width, width**-0.5, self.dtype, name="class_embedding")
             emb = emb + table(label)

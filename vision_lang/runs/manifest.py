@@ -107,7 +107,8 @@ def survey(directory: Any) -> dict[str, str]:
 def any_finished(directory: Any) -> bool:
     """Whether a step was saved to its end at some time, be it damaged since."""
     directory = files.absolute(directory)
-    return any((directory / name / NAME).exists() for name in survey(directory))
+    steps = [p for p in directory.iterdir() if p.name.isdecimal()] if directory.is_dir() else []
+    return any((step / NAME).exists() for step in steps)
 
 
 def specs(content: Mapping[str, Any]) -> dict[str, trees.Spec]:

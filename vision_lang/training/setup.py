@@ -252,7 +252,7 @@ def load(path: str, weights: str = "") -> Loaded:
         task = make_task(config, words, len(class_names))
     except (AttributeError, TypeError) as e:  # of a field that is missing there, or here
         raise InputError(
-            f"The config of '{folder}' does not fit this version of the code ({e}); the commit that "
-            f"made it stands in {run.provenance.name}."
+            f"The config of '{folder}' does not fit this version of the code ({e}); the commit "
+            f"that made it is in {run.provenance.name}."
         ) from e
     return Loaded(run, config, task, words, class_names, trees.nest(flat), source, step is not None)
