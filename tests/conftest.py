@@ -52,7 +52,7 @@ def captioner(tmp_path_factory) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that train come first, so that two processes end at about the same time."""
-    long = ("test_main", "test_imports", "test_resume", "test_configs", "test_words")
+    long = ("test_main", "test_generate", "test_resume", "test_configs", "test_words")
     items.sort(key=lambda item: not item.path.stem.startswith(long))
 
 

@@ -62,10 +62,11 @@ def test_all_modules_are_imported_together_without_tensorflow_or_torch(order: in
     assert asked_for(IMPORT, *names[::order]) == []
 
 
+@pytest.mark.slow
 def test_training_asks_for_neither_tensorflow_nor_torch(tmp_path: Path):
     asked = asked_for(
         TRAIN,
-        "--config=configs/diffusion.py:tiny=true",  # compiled by other tests too
+        "--config=configs/diffusion.py:tiny=true",
         f"--config.data.dir={tmp_path / 'data'}",
         f"--workdir={tmp_path / 'run'}",
     )
