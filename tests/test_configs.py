@@ -31,9 +31,11 @@ VARIANTS = {
 }  # fmt: skip
 CASES = [(name, argument) for name, several in VARIANTS.items() for argument in several]
 TINY = [(name, argument) for name, argument in CASES if argument.startswith("tiny")]
-# Whole runs of these are fixtures of other tests (conftest.py), which compile the same anyway.
-TRAINED = [(name, "tiny") for name in ("diffusion", "recognition", "captioning")]
-STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in TRAINED else ()) for c in TINY]
+# Whole runs of three are fixtures of other tests (conftest.py), which compile the same anyway, and
+# the fourth takes long to compile.
+SLOW = [(name, "tiny") for name in ("diffusion", "recognition", "captioning")]
+SLOW.append(("diffusion", "tiny,condition=label"))
+STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in SLOW else ()) for c in TINY]
 COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,10 +30,18 @@ class _OrbaxFilter(logging.Filter):
 _ORBAX_FILTER = _OrbaxFilter()
 
 
+def _unraisable(exception: sys.UnraisableHookArgs) -> None:
+    """Drops what tensorstore has to say to a save that has failed before."""
+    if str(exception.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(exception)
+
+
 def checkpointer() -> ocp.AsyncCheckpointer:
     """Returns an asynchronous writer of pytrees of arrays; close it."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).addFilter(_ORBAX_FILTER)  # adding it again changes nothing
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
     # Weights hardly compress (8 %), and the zstd that would try takes the processor from training.
     return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 
