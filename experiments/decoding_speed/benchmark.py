@@ -1,10 +1,10 @@
 """Times cached greedy decoding beside transformers' of the same decoder and the bare matmuls.
 
-    .venv-parity/bin/python -m experiments.decoding_speed.benchmark --rounds=15
+    .venv-parity/bin/python -m experiments.decoding_speed.benchmark --rounds=15 [--device=cuda]
 
 Needs torch and transformers (`make test-parity` makes that environment). One prompt token, 32 new
 ones, 4 layers of width 256 with 4 heads, a vocabulary of 1,000, float32, no text ends early. Both
-decode with the same random weights and must choose the same tokens. Rounds take the contestants in
+decode with the same random weights, in full float32, and must choose the same tokens. Rounds take the contestants in
 turn, each after a short rest, since threads of one library spin on behind its work; a ratio is
 the median over rounds of the ratio within a round. Prints JSON, times in ms.
 
@@ -60,16 +60,25 @@ def xla_floor(batch: int) -> Callable[[], object]:
 def torch_floor(batch: int) -> Callable[[], object]:
     import torch  # noqa: TID251
 
-    weights = [torch.tensor(w) for w in kernels()]
-    inputs = {n: torch.ones(batch, n) for n in (WIDTH, 4 * WIDTH)}
+    weights = [torch.tensor(w, device=FLAGS.device) for w in kernels()]
+    inputs = {n: torch.ones(batch, n, device=FLAGS.device) for n in (WIDTH, 4 * WIDTH)}
 
     def products():
         with torch.inference_mode():
             for _ in range(LENGTH):
                 for w in weights:
                     inputs[w.shape[0]] @ w
+        finish()
 
     return products
+
+
+def finish() -> None:
+    """Waits for what torch has still to do on a GPU."""
+    import torch  # noqa: TID251
+
+    if FLAGS.device == "cuda":
+        torch.cuda.synchronize()
 
 
 def contestants(batch: int) -> dict[str, Callable[[], object]]:
@@ -112,10 +121,11 @@ def contestants(batch: int) -> dict[str, Callable[[], object]]:
             f"transformer.{stem}.{'bias' if leaf == 'bias' else 'weight'}"
         )
         params[name] = jnp.asarray(tensor.detach().numpy())
+    theirs.to(FLAGS.device)
     variables = {"params": flax.traverse_util.unflatten_dict(params, sep=".")}
     rules = decoding.Rules(LENGTH, eos_id=-1, pad_id=0)
     prompt = np.arange(batch, dtype=np.int32)[:, None] % VOCABULARY
-    ids = torch.tensor(prompt).long()
+    ids = torch.tensor(prompt).long().to(FLAGS.device)
 
     @jax.jit
     def decode(variables, prompt):
@@ -124,16 +134,18 @@ def contestants(batch: int) -> dict[str, Callable[[], object]]:
 
     def generate():
         with torch.inference_mode():
-            return theirs.generate(
+            found = theirs.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=LENGTH,
                 do_sample=False,
             )[:, 1:]
+        finish()
+        return found
 
     ours = np.asarray(decode(variables, prompt))
     assert len(set(ours[0].tolist())) > LENGTH // 4, "a text that repeats itself proves little"
-    np.testing.assert_array_equal(ours, generate().numpy())
+    np.testing.assert_array_equal(ours, generate().cpu().numpy())
     return {
         "ours": lambda: decode(variables, prompt).block_until_ready(),
         "transformers": generate,
@@ -174,9 +186,14 @@ def main(_: list[str]) -> None:
     import torch  # noqa: TID251
     import transformers
 
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, as torch's default
     load = os.getloadavg()[0]
+    device = jax.local_devices()[0].device_kind
+    if FLAGS.device == "cuda" and device != torch.cuda.get_device_name():
+        raise SystemExit(f"JAX runs on '{device}', torch on '{torch.cuda.get_device_name()}'.")
     found = {
         "versions": {m.__name__: m.__version__ for m in (jax, torch, transformers)},
+        "device": device,
         "cores": len(os.sched_getaffinity(0)),
         "torch_threads": torch.get_num_threads(),
         "rounds": FLAGS.rounds,
@@ -187,5 +204,6 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_enum("device", "cpu", ("cpu", "cuda"), "Where torch works.")
     flags.DEFINE_integer("rounds", 15, "Timings of each.", lower_bound=1)
     app.run(main)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vision_lang import keys as random_keys
+from vision_lang.errors import InputError
 from vision_lang.tasks import augmentation
 from vision_lang.tasks.augmentation import Augmentation
 
@@ -100,5 +101,5 @@ def test_a_partner_that_counts_nothing_is_not_mixed_in():
     np.testing.assert_array_equal(x[0], images[0])
     np.testing.assert_array_equal(labels[0], targets[0])
     assert (np.asarray(x[2]) != images[2]).any()
-    with pytest.raises(ValueError, match="odd"):
+    with pytest.raises(InputError, match="pairs.* 3 "):
         ALL.mix(images[:3], targets[:3], jnp.ones(3), keys(3))

@@ -10,6 +10,7 @@ from configs import recognition as config_file
 from tests.tasks import parts
 from vision_lang.errors import InputError
 from vision_lang.tasks import preprocessing, recognition_config
+from vision_lang.training import setup
 
 ROWS, SIDE, CLASSES = 6, 32, 3
 FACTS = parts.facts(5, 3, CLASSES)
@@ -88,6 +89,13 @@ def test_a_head_by_angle_trains_features_of_length_one():
     )
     grads = jax.grad(lambda v: parts.loss(task, v, data, train=True)[0].sum())(variables)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["params"]["head"]))
+
+
+def test_a_training_that_mixes_pictures_can_begin():
+    config = config_file.get_config("tiny")
+    parts.change(config, augmentation__mixup=0.2, augmentation__cutmix=1.0)
+    _, state = setup.start(config, recognition_config.from_config(config, FACTS))
+    assert {"loss", "top1"} <= set(state.window)
 
 
 def test_preprocessing_is_what_the_weights_source_says():

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vision_lang import keys as random_keys
+from vision_lang.errors import InputError
 
 LUMA = (0.299, 0.587, 0.114)  # of R, G, B (ITU-R BT.601)
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # Zhong et al. 2020, section 4.1
@@ -59,11 +60,17 @@ class Augmentation:
 
         The partners are fixed places of the global batch, so that they are on one device as long
         as a device's rows are even in number. A row whose partner counts nothing stays as it is.
+
+        Raises:
+          InputError: they are odd in number.
         """
         if not (self.mixup or self.cutmix):
             return x, targets
         if x.shape[0] % 2:
-            raise ValueError(f"Pictures are mixed in pairs: {x.shape[0]} rows are odd.")
+            raise InputError(
+                f"mixup and cutmix mix pictures in pairs, but a device has {x.shape[0]} of them at "
+                "a time: choose another batch_size."
+            )
         swap = lambda a: a.reshape(-1, 2, *a.shape[1:])[:, ::-1].reshape(a.shape)  # noqa: E731
         masks = jax.vmap(lambda k: self._share(k, x.shape[1:3]))(random_keys.named(keys, "mix"))
         masks = jnp.where((swap(weight) > 0)[:, None, None], masks, 1.0)  # [B, H, W]

@@ -129,13 +129,12 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
 
     opt_state, ema = jax.jit(derived, compiler_options=quick)(first.params)
     first = first.replace(opt_state=opt_state, ema=ema)
-    return step, first.replace(window=_empty_window(step, task, first))
+    return step, first.replace(window=_empty_window(step, task, first, config.batch_size))
 
 
-def _empty_window(step: Step, task: Any, first: state.TrainState) -> dict:
+def _empty_window(step: Step, task: Any, first: state.TrainState, rows: int) -> dict:
     """Zeros with the names and shapes of the step's metrics."""
     example = task.batch_spec()
-    rows = step.accumulate
     batch = {k: jax.ShapeDtypeStruct((rows, *s.shape), s.dtype) for k, s in example.items()}
     function = functools.partial(step, across=parallel.ONE_DEVICE)
     after, _ = jax.eval_shape(function, first, batch)
