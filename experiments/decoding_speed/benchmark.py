@@ -3,10 +3,10 @@
     .venv-parity/bin/python -m experiments.decoding_speed.benchmark --rounds=15 [--device=cuda]
 
 Needs torch and transformers (`make test-parity` makes that environment). One prompt token, 32 new
-ones, 4 layers of width 256 with 4 heads, a vocabulary of 1,000, float32, no text ends early. Both
-decode with the same random weights, in full float32, and must choose the same tokens. Rounds take the contestants in
-turn, each after a short rest, since threads of one library spin on behind its work; a ratio is
-the median over rounds of the ratio within a round. Prints JSON, times in ms.
+ones, 4 layers of width 256 with 4 heads, a vocabulary of 1,000, full float32, no text ends early.
+Both decode with the same random weights and must choose the same tokens. Rounds take the
+contestants in turn, each after a short rest, since threads of one library spin on behind its work;
+a ratio is the median over rounds of the ratio within a round. Prints JSON, times in ms.
 
 The floor is what the matrix products of the 32 steps take alone, at a step's shapes and with each
 layer's own kernels: in XLA, in torch, and the faster of the two (the lower median) as `floor`.
