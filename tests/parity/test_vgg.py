@@ -24,25 +24,9 @@ CLASSES = 10
 NARROW = 1 / 16
 
 
-@functools.cache
-def vgg_module():
-    """torchvision.models.vgg.
-
-    The wheel on PyPI belongs to torch with CUDA. Beside torch for the CPU its compiled operators
-    are left out, and the import fails for want of two that VGG has no use for: they are declared.
-    """
-    try:
-        return importlib.import_module("torchvision.models.vgg")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor boxes, Tensor scores, float threshold) -> Tensor")
-        return importlib.import_module("torchvision.models.vgg")
-
-
 def torchvisions(name: str, batch_norm: bool, width: float = 1.0):
     """torchvision's network; if it is to be narrow, with layers of that width in its places."""
-    module = vgg_module()
+    module = importlib.import_module("torchvision.models.vgg")
     if width == 1:
         full = getattr(module, f"vgg{name}" + "_bn" * batch_norm)
         return full(num_classes=CLASSES, init_weights=False).eval()
