@@ -71,6 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "final_splits": ("validation", "test"),  # the test split is looked at once
                 "batch_size": 64,
                 "flip": False,  # also ask about the mirror image
+                "shown": 16,  # examples in a picture, with the answers to them
             },
         }
     )

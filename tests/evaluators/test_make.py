@@ -24,6 +24,7 @@ EVALUATORS = {
     },
     "classification": {
         "splits": ("validation",), "final_splits": ("test",), "batch_size": 4, "flip": False,
+        "shown": 0,
     },
     "probe": {"layer": "x", "train_split": "train", "splits": ("validation",), "batch_size": 4},
     "verification": {"layer": "x", "splits": ("validation",), "batch_size": 4},

@@ -2,8 +2,9 @@
 
 Numbers per split: `top1`, `top5` (where there are more than five classes), `balanced` (the mean of
 the classes' accuracies), `ece` (expected calibration error), `majority` (what the most frequent
-class alone would get), `n`; at the end also `class/<name>`, each class's accuracy, and a picture of
-the confusion matrix: a row for each true class, a column for each answer.
+class alone would get), `n`; at the end also `class/<name>`, each class's accuracy, a picture of the
+confusion matrix (a row for each true class, a column for each answer), and one of some examples
+with the answers to them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from vision_lang.data import pipeline
+from vision_lang.evaluators import drawing
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.metrics import classification
 
@@ -22,7 +24,7 @@ NAMED_CLASSES = 40  # up to so many are named in the picture
 
 def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: splits, final_splits (at the end), batch_size (rows per device), flip (the mean of
-    the answers to a picture and to its mirror image counts)."""
+    the answers to a picture and to its mirror image counts), shown (examples in the picture)."""
     task, parallel = context.task, context.parallel
     names = context.data.class_names or []
 
@@ -34,24 +36,30 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     forward = parallel.forward(rows)
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
 
-    def probabilities(variables, split):
-        """Answers [N, C] and labels [N] of the examples that have both."""
+    def probabilities(variables, source):
+        """Answers [N, C], labels [N] and places in the split [N] of the examples that have both,
+        and pictures, evenly spaced over them, by their places."""
         batches = pipeline.eval_batches(
-            context.data.open(split), context.encode, data=context.config.data,
+            source, context.encode, data=context.config.data,
             batch_size=config.batch_size * parallel.devices, classes=context.classes,
         )  # fmt: skip
-        answers, labels = [], []
+        chosen = np.arange(config.shown) * len(source) // max(config.shown, 1)
+        answers, labels, places, pictures = [], [], [], {}
         for batch in batches:
             kept = batch["weight"] > 0
             answers.append(np.asarray(forward(variables, parallel.place(batch["image"])))[kept])
             labels.append(batch["label"][kept])
-        return np.concatenate(answers), np.concatenate(labels)
+            places.append(batch["index"][kept])
+            for k in np.flatnonzero(kept & np.isin(batch["index"], chosen)):
+                pictures[int(batch["index"][k])] = batch["image"][k]
+        return *map(np.concatenate, (answers, labels, places)), pictures
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
         pictures = {}
         for split in wanted[final]:
-            found, labels = probabilities(context.best(weights), split)
+            source = context.data.open(split)
+            found, labels, places, shown = probabilities(context.best(weights), source)
             table = classification.confusion_matrix(found.argmax(-1), labels, len(names))
             new = summary(found, labels, table)
             if final:
@@ -59,6 +67,12 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
                 pairs = zip(names, shares, strict=True)
                 new |= {f"class/{n.replace('/', '-')}": float(a) for n, a in pairs if a == a}
                 pictures[f"confusion/{split}"] = confusion_picture(table, names)
+            if final and shown:
+                rows = np.searchsorted(places, list(shown))
+                said = [title(found[row], labels[row], names) for row in rows]
+                zoom = max(1, 128 // context.config.data.resolution)
+                page = drawing.grid(np.stack(list(shown.values())), said, 4, zoom)
+                pictures[f"answers/{split}"] = page
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
         return Result(numbers, pictures)
 
@@ -81,6 +95,13 @@ def summary(found: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict[st
     numbers["majority"] = float(table.sum(axis=1).max() / table.sum())
     numbers["n"] = len(labels)
     return numbers
+
+
+def title(found: np.ndarray, label: int, names: list[str]) -> str:
+    """The answer to one example (probabilities [C]), and what is right where the answer is not."""
+    said = int(found.argmax())
+    text = f"{names[said]} {100 * found[said]:.0f} %"
+    return text if said == label else f"{text} (is {names[label]})"
 
 
 def confusion_picture(table: np.ndarray, names: list[str]) -> np.ndarray:

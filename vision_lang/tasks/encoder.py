@@ -5,6 +5,7 @@ Shapes: B batch, H W height and width of the image.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def make_encoder(config: ConfigDict, *, head: str, classes: int = 0) -> ImageEnc
     paths = flax.traverse_util.flatten_dict(variables["params"], sep="/")
     kernels = [p for p in paths if re.fullmatch("encoder/conv.*/kernel", p)]
     frozen = all(any(re.fullmatch(f, p) for f in config.optimizer.frozen) for p in kernels)
-    return ImageEncoder(net, encoder.preprocess, resolution, learns=not frozen)
+    return dataclasses.replace(encoder, learns=not frozen)
 
 
 def stage_shape(encoder: ImageEncoder, stage: str) -> tuple[int, int, int]:
