@@ -42,7 +42,8 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
     chosen = np.arange(5) * len(source) // 5
     np.testing.assert_array_equal(shown, said[chosen])
     names = context.data.class_names
-    for text, answer, label in zip(texts, said[chosen], labels[chosen], strict=True):
+    for text, place in zip(texts, chosen, strict=True):
+        answer, label = int(said[place]), int(labels[place])
         sure = 100 / (1 + np.exp(-float(LOGITS[answer, answer])))
         right = "" if answer == label else f" (is {names[label]})"
         assert text == f"{names[answer]} {sure:.0f} %{right}"
