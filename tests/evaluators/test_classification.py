@@ -11,7 +11,7 @@ import numpy as np
 from tests.evaluators.test_make import build, make
 from vision_lang.evaluators import classification
 
-LOGITS = np.float32([[2, 0], [0, 1]])  # of dark and of bright pictures
+LOGITS = np.array([[2, 0], [0, 1]], np.float32)  # of dark and of bright pictures
 
 
 def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path, monkeypatch):
