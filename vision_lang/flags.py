@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging as standard_logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,8 @@ def run(
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
+    # JAX tells of every kind of device that it looked for and did not find.
+    standard_logging.getLogger("jax._src.xla_bridge").setLevel(standard_logging.WARNING)
     try:
         define()
         left = _parse(argv)
