@@ -7,7 +7,7 @@
 
 Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.data.name), size (a
 row of models.vgg.VGGS). The default learns the shape of the object in those scenes of the built-in
-world that have one.
+world that have one; with --config.multi_label=true --config.data.where= all shapes of all scenes.
 """
 
 import dataclasses
@@ -47,6 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
     model.preprocessing = "symmetric"  # a row of tasks.preprocessing.PREPROCESSINGS
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
 
+    # Whether a picture may have any number of labels: each class is then asked for by itself.
+    config.multi_label = False
     config.label_smoothing = 0.1
     # What the fields mean: vision_lang/tasks/augmentation.py. Flips and crops: config.data.
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation(pad=2)))

@@ -36,7 +36,7 @@ TINY = [(name, argument) for name, argument in CASES if argument.startswith("tin
 SLOW = [(name, "tiny") for name in ("diffusion", "recognition", "captioning")]
 SLOW.append(("diffusion", "tiny,condition=label"))
 STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in SLOW else ()) for c in TINY]
-COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract")
+COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract", "search")
 
 
 def batch_of(task, rows):

@@ -53,6 +53,14 @@ def test_recognize_answers_for_each_picture_it_can_read(recogniser, pictures, co
     assert alone.code == 0 and lines(alone) == [found[2]]  # whatever else is asked
 
 
+def test_of_several_labels_those_more_likely_than_not_are_told():
+    row, names = np.array([0.2, 0.9, 0.5, 0.6]), ["a", "b", "c", "d"]
+    found = recognize.answer(row, names, 3, several=True)
+    assert found["labels"] == [["b", 0.9], ["d", 0.6]]
+    assert found["top"] == [["b", 0.9], ["d", 0.6], ["c", 0.5]]
+    assert recognize.answer(np.zeros(4), names, 1, several=True)["labels"] == []
+
+
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
 def test_describe_writes_a_text_for_each_picture(captioner, pictures, command, method):
     arguments = (f"--run={captioner}", f"--decode={method}", "--beams=2")
@@ -109,11 +117,14 @@ def test_features_come_in_shards_that_other_commands_read(recogniser, pictures, 
 
 
 def test_wrong_input_is_one_sentence(recogniser, captioner, pictures, command):
+    (pictures.parent / "a.txt").write_text("a red circle\n")
     cases = [
         (recognize.main, f"--run={captioner}", GOOD[0], "does not recognise"),
         (describe.main, f"--run={recogniser}", GOOD[0], "does not describe"),
         (recognize.main, f"--run={recogniser}", "nowhere.png", "no picture at 'nowhere.png'"),
         (extract.main, f"--run={recogniser}", "--images=pictures", "--layer=conv9", "'conv2"),
+        (extract.main, f"--run={recogniser}", "either --images or --texts"),
+        (extract.main, f"--run={captioner}", "--texts=a.txt", "no features of texts"),
     ]
     for main, *arguments, message in cases:
         assert message in command(main, *arguments).sentence

@@ -45,7 +45,7 @@ def _run(places: list[str]) -> None:
 
     devices.set_up()
     from vision_lang import keys as random_keys
-    from vision_lang.over_pictures import answers
+    from vision_lang.over_inputs import answers
     from vision_lang.tasks.captioning import Decoding
     from vision_lang.training import setup
 

@@ -1,12 +1,20 @@
-"""Images -> features of a run's network, as .npz archives.
+"""Images or texts -> features of a run's network, as .npz archives.
 
     python -m vision_lang.extract --run=DIR --images=DIR_OR_GLOB --layer=pool4 --out=features.npz
+    python -m vision_lang.extract --run=DIR --texts=captions.txt --out=texts.npz
 
 An archive holds `features` [N, D], `names` [N], and what they can be compared by: `network`,
-`network_hash`, `resize`. Spatial layers are averaged over the picture, unless --spatial asks for
-all of [N, h, w, D]. More than --shard_size pictures become shards, features-00000.npz and so on,
-written as they come, so that any number fits; every command that reads features takes a path or a
-pattern such as 'features-*.npz'.
+`network_hash`, `resize`. Names are the pictures' files, or the texts themselves, which stand one a
+line in the file. The layer is by default `embedding` where a run has one (that of a contrastive
+run, in which pictures are near their texts, is what vision_lang.search wants); else the last but
+the logits, of a diffusion run's texts the `states` that its U-Net looks at.
+
+Spatial layers are averaged over the picture, unless --spatial asks for all of [N, h, w, D]; those
+of texts over the text's tokens, or else [N, L, D] with `mask` [N, L]. More than --shard_size
+examples become shards, features-00000.npz and so on, written as they come, so that any number
+fits; every command that reads features takes a path or a pattern such as 'features-*.npz'. What
+cannot be read (a broken picture, an empty line, a text that is too long for the run) is named on
+stderr and the rest goes on; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -19,7 +27,7 @@ from absl import flags
 from etils import epath
 
 from vision_lang import flags as commands
-from vision_lang.errors import InputError, choose
+from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
 
@@ -28,10 +36,11 @@ def main() -> None:
     """Defines the flags and runs the command."""
     commands.define_run()
     flags.DEFINE_multi_string("images", [], "Files, folders or patterns.")
-    flags.DEFINE_string("layer", "", "Which intermediate; '' = the last but the logits.")
+    flags.DEFINE_string("texts", "", "A file of texts, one a line, instead of --images.")
+    flags.DEFINE_string("layer", "", "Which intermediate; '' = the embedding, or the last.")
     flags.DEFINE_bool("spatial", False, "Keep where features are, instead of their mean.")
     flags.DEFINE_string("out", "features.npz", "The archive, or what its shards are named after.")
-    flags.DEFINE_integer("shard_size", 10_000, "The most pictures of an archive.", lower_bound=1)
+    flags.DEFINE_integer("shard_size", 10_000, "The most examples of an archive.", lower_bound=1)
     flags.DEFINE_bool("overwrite", False, "Replace archives that exist.")
     commands.run(_run)
 
@@ -40,43 +49,29 @@ def _run() -> None:
     from vision_lang.training import devices
 
     devices.set_up()
-    from vision_lang.data import pictures
-    from vision_lang.over_pictures import answers
-    from vision_lang.runs import records
+    from vision_lang import run_features
+    from vision_lang.data import pictures, texts
+    from vision_lang.over_inputs import one_by_one
     from vision_lang.training import setup
 
-    names = pictures.find(FLAGS.images)
-    paths = _paths(len(names))
+    if bool(FLAGS.images) == bool(FLAGS.texts):
+        raise InputError("Say what the features are to be of: either --images or --texts.")
+    items: Any
+    if FLAGS.images:
+        what, items = "pictures", pictures.find(FLAGS.images)
+        count = len(items)
+    else:
+        what, items = "texts", texts.lines(FLAGS.texts)
+        count = texts.count(FLAGS.texts)
+    paths = _paths(count)
     loaded = setup.load(FLAGS.run, FLAGS.weights)
-    config = loaded.config
-    if config.task == "diffusion":
-        raise InputError(f"Run '{FLAGS.run}' is a {config.task} run: it has no features to give.")
-    layer = _layer(loaded)
-
-    def rows(variables, batch):
-        found = loaded.task.layers(variables, batch["image"])[layer].astype(np.float32)
-        return found if FLAGS.spatial or found.ndim == 2 else found.mean((1, 2))
-
-    recipe: dict[str, Any] = {
-        "network": f"vgg_{layer}",
-        "network_hash": records.digest(loaded.variables)[:16],
-        "resize": f"{config.data.crop} to {config.data.resolution} px",
-    }
-    found = ((name, row) for name, _, row in answers(loaded, names, rows, "extract"))
-    _write(found, paths, recipe)
-
-
-def _layer(loaded: Any) -> str:
-    """The layer that is asked for, or the last one before the logits."""
-    import jax
-
-    spec = loaded.task.batch_spec()["image"]
-    image = jax.ShapeDtypeStruct((1, *spec.shape), spec.dtype)
-    shapes = jax.eval_shape(loaded.task.layers, loaded.variables, image)
-    if FLAGS.layer:
-        choose(shapes, FLAGS.layer, "layer")
-        return FLAGS.layer
-    return [name for name in shapes if name != "logits"][-1]
+    layer = run_features.layer_of(loaded, what, FLAGS.layer, FLAGS.spatial)
+    rows = run_features.rows(loaded, what, layer, FLAGS.spatial)
+    reader = run_features.KINDS[what].reader(loaded)
+    found = (
+        (name, row) for name, _, row in one_by_one(loaded, reader, items, count, rows, "extract")
+    )
+    _write(found, paths, run_features.recipe(loaded, what, layer))
 
 
 def _paths(count: int) -> list[epath.Path]:
@@ -95,20 +90,24 @@ def _paths(count: int) -> list[epath.Path]:
 
 
 def _write(
-    features: Iterator[tuple[str, np.ndarray]], paths: list[epath.Path], recipe: dict[str, Any]
+    found: Iterator[tuple[str, dict[str, np.ndarray]]],
+    paths: list[epath.Path],
+    recipe: dict[str, Any],
 ) -> None:
     """Writes the archives one by one; only one of them is in memory."""
     places = iter(paths)
     names: list[str] = []
-    rows: list[np.ndarray] = []
+    rows: list[dict[str, np.ndarray]] = []
 
     def flush() -> None:
         path = next(places)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with path.open("wb") as file:
-                arrays: dict[str, Any] = {"features": np.stack(rows), "names": np.array(names)}
-                np.savez(file, **arrays, **recipe)
+                arrays: dict[str, Any] = {
+                    key: np.stack([row[key] for row in rows]) for key in rows[0]
+                }
+                np.savez(file, names=np.array(names), **arrays, **recipe)
         except OSError as error:
             raise InputError(f"'{path}' cannot be written: {error.strerror or error}.") from error
         print(path)
@@ -116,12 +115,12 @@ def _write(
         rows.clear()
 
     try:
-        for name, row in features:
+        for name, row in found:
             names.append(name)
             rows.append(row)
             if len(rows) == FLAGS.shard_size:
                 flush()
-    finally:  # also where some pictures could not be read, which ends the command
+    finally:  # also where some could not be read, which ends the command
         if rows:
             flush()
 

@@ -74,13 +74,13 @@ def write_record(path: str, record: Mapping[str, object]) -> None:
         raise InputError(f"'{out}' cannot be written: {error.strerror or error}.") from error
 
 
-def report_bad(bad: Mapping[str, str], total: int) -> None:
-    """Names the pictures that could not be read, {name: why}, and ends with exit code 1; if there
-    are none, nothing happens."""
+def report_bad(bad: Mapping[str, str], total: int, what: str) -> None:
+    """Names what could not be read, {name: why}, of `total` pictures or texts (`what` it is), and
+    ends with exit code 1; if there is nothing, nothing happens."""
     for name, reason in bad.items():
         print(f"error: {name}: {reason}", file=sys.stderr)
     if bad:
-        print(f"{len(bad)} of {total} pictures could not be read.", file=sys.stderr)
+        print(f"{len(bad)} of {total} {what} could not be read.", file=sys.stderr)
         sys.exit(1)
 
 

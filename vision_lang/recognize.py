@@ -3,8 +3,9 @@
     python -m vision_lang.recognize --run=DIR IMAGE... [--top=5]
 
 IMAGE is a file, a folder or a pattern. A line: image, label, probability, top (a list of [label,
-probability], the best first). A picture that cannot be read is named on stderr and the rest goes
-on; the exit code is 1 then.
+probability], the best first). Where a picture may have several labels (config.multi_label), a line
+has `labels` in place of label and probability: those that are more likely than not. A picture that
+cannot be read is named on stderr and the rest goes on; the exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ def _run(places: list[str]) -> None:
     from vision_lang.training import devices
 
     devices.set_up()
-    import jax
-
-    from vision_lang.over_pictures import answers
+    from vision_lang.over_inputs import answers
     from vision_lang.training import setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
@@ -43,18 +42,21 @@ def _run(places: list[str]) -> None:
         )
 
     def rows(variables, batch):
-        return jax.nn.softmax(loaded.task.logits(variables, batch["image"]))
+        return loaded.task.probabilities(variables, batch["image"])
 
     for name, _, found in answers(loaded, places, rows, "recognize"):
-        line = {"image": name} | answer(found, loaded.class_names, FLAGS.top)
+        how = (loaded.class_names, FLAGS.top, loaded.config.multi_label)
+        line = {"image": name} | answer(found, *how)
         print(json.dumps(line), flush=True)
 
 
-def answer(row: np.ndarray, names: list[str], top: int) -> dict[str, object]:
-    """What a line tells of one picture's probabilities [C]."""
-    order = np.argsort(-row, kind="stable")[:top]
+def answer(row: np.ndarray, names: list[str], top: int, several: bool) -> dict[str, object]:
+    """What a line tells of one picture's probabilities [C]; several: of any number of labels."""
+    order = np.argsort(-row, kind="stable")
     best = [[names[i], round(float(row[i]), 6)] for i in order]
-    return {"label": best[0][0], "probability": best[0][1], "top": best}
+    if several:
+        return {"labels": best[: int((row > 0.5).sum())], "top": best[:top]}
+    return {"label": best[0][0], "probability": best[0][1], "top": best[:top]}
 
 
 if __name__ == "__main__":

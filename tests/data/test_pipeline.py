@@ -240,7 +240,7 @@ def test_other_errors_reach_the_main_process_with_the_name(
 ) -> None:
     source, data = make(config, tmp_path)
     strict = functools.partial(TOKENIZER.encode, length=3, strict=True)
-    with pytest.raises(InputError, match=r"The prompt '(first|second) \d+' has"):
+    with pytest.raises(InputError, match=r"The text '(first|second) \d+' has"):
         next(
             pipeline.train_batches(source, strict, data=data, batch_size=4, seed=0, workers=workers)
         )

@@ -5,11 +5,16 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from ml_collections import ConfigDict
 
 from tests.evaluators.test_make import build, make
+from vision_lang.data import pipeline
 from vision_lang.evaluators import classification
+from vision_lang.evaluators.context import Context
 
 LOGITS = np.array([[2, 0], [0, 1]], np.float32)  # of dark and of bright pictures
 
@@ -25,10 +30,11 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
 
     monkeypatch.setattr(classification.drawing, "grid", noted)
     bright = lambda x: (x.astype(jnp.float32).mean((1, 2, 3)) >= 128).astype(int)  # noqa: E731
-    task = SimpleNamespace(logits=lambda variables, x: jnp.asarray(LOGITS)[bright(x)])
+    rows = lambda variables, x: jax.nn.softmax(jnp.asarray(LOGITS)[bright(x)])  # noqa: E731
+    task = SimpleNamespace(probabilities=rows)
     parallel = SimpleNamespace(forward=lambda rows: rows, place=lambda x: x, devices=1)
     context = dataclasses.replace(context, task=task, parallel=parallel)
-    context.config.task = "recognition"
+    context.config.update(task="recognition", multi_label=False)
     evaluate = make(context, "classification", splits=(), final_splits=("train",), shown=5)
     found = evaluate({"raw": None}, True)
 
@@ -47,3 +53,44 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
         sure = 100 / (1 + np.exp(-float(LOGITS[answer, answer])))
         right = "" if answer == label else f" (is {names[label]})"
         assert text == f"{names[answer]} {sure:.0f} %{right}"
+
+
+LABELS = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1]]
+ANSWERS = [[0.9, 0.2, 0.1], [0.4, 0.6, 0.1], [0.7, 0.3, 0.1], [0.1, 0.4, 0.7], [0, 0, 1]]
+
+
+def test_several_labels_by_hand(monkeypatch):
+    """Of five rows in two batches the last only fills up: its class, c, has no example."""
+    batches = [
+        {
+            "image": np.array(ANSWERS[rows]),
+            "labels": np.array(LABELS[rows]),
+            "weight": weight,
+            "index": np.arange(5)[rows],
+        }
+        for rows, weight in ((slice(3), np.ones(3)), (slice(3, 5), np.array([1, 0])))
+    ]
+    asked = {}
+    monkeypatch.setattr(pipeline, "eval_batches", lambda *_, **how: asked.update(how) or batches)
+    data = SimpleNamespace(
+        class_names=["a", "b", "c"], splits=("test",), check=None, open=lambda split: range(5)
+    )
+    own = {"splits": (), "final_splits": ("test",), "batch_size": 4, "flip": False, "shown": 2}
+    config = ConfigDict({"task": "recognition", "multi_label": True, "data": {"resolution": 2}})
+    task = SimpleNamespace(probabilities=lambda variables, images: images)
+    way = SimpleNamespace(forward=lambda rows: rows, devices=1, place=lambda batch: batch)
+    context = Context(config, task, data, None, way)
+    found = classification.make(ConfigDict(own), context)({"raw": None}, True)
+    assert asked["multi_label"] and asked["classes"] == 3
+    # a: right are the 1st and the 3rd of 0.9, 0.7, 0.4, 0.1; b: the 1st and 3rd of 0.6, 0.4, 0.3.
+    precision = (1 + 2 / 3) / 2
+    # More likely than not: a, b, a (wrong), c (wrong); two labels are not told.
+    micro, macro = 2 * 2 / (4 + 4), (2 * 1 / (2 + 2) + 2 * 1 / (1 + 2) + 0) / 3
+    wanted = {"map": precision, "micro_f1": micro, "macro_f1": macro, "n": 4}
+    wanted |= {"class/a": precision, "class/b": precision}
+    assert found.numbers == {f"test/{name}": pytest.approx(v) for name, v in wanted.items()}
+    assert set(found.pictures) == {"answers/test"}
+    assert classification.title(np.array(ANSWERS[1]), np.array(LABELS[1]), ["a", "b", "c"]) == (
+        "b 60 % (is a, b)"
+    )
+    assert classification.title(np.zeros(3), np.zeros(3), ["a", "b", "c"]) == "nothing"

@@ -108,6 +108,22 @@ def test_average_precision_by_hand():
     assert metrics.average_precision([1, 1, 1, 1], [1, 0, 0, 0]) == 0.25
 
 
+def test_f1_against_a_loop_and_by_hand():
+    answers, targets = RNG.random(size=(80, 6)) < 0.4, RNG.random(size=(80, 6)) < 0.3
+    answers[:, 4] = targets[:, 4] = False
+
+    def naive(pairs):
+        pairs = list(pairs)
+        tp, fp, fn = (pairs.count(kind) for kind in ((1, 1), (1, 0), (0, 1)))
+        return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0
+
+    each = [naive(zip(a, t, strict=True)) for a, t in zip(answers.T, targets.T, strict=True)]
+    whole = naive(zip(answers.ravel(), targets.ravel(), strict=True))
+    np.testing.assert_allclose(metrics.f1(answers, targets), (whole, np.mean(each)), rtol=1e-12)
+    # Class 0: one hit, one too many: 2/3. Class 1: nothing found: 0. Together 1 of 1 + 1 + 1.
+    assert metrics.f1([[1, 0], [1, 0]], [[1, 1], [0, 0]]) == (pytest.approx(1 / 2), 1 / 3)
+
+
 def test_refusals():
     with pytest.raises(InputError, match="Label 6 of example 0 is not in 0 ... 5"):
         metrics.top_k(SCORES, np.full(80, 6), 1)

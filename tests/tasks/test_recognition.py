@@ -98,6 +98,35 @@ def test_a_training_that_mixes_pictures_can_begin():
     assert {"loss", "top1"} <= set(state.window)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_several_labels_are_questions_of_their_own(smoothing):
+    """Also the label of an example without any of them, which is -1, takes nothing away."""
+    task = make(multi_label=True, label_smoothing=smoothing, augmentation__pad=0)
+    variables, data = random_variables(task), batch()
+    several = [[1, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 1]]
+    data["labels"] = np.array(several, np.float32)
+    data["label"] = np.int32([0, -1, 0, 0, 1, 2])
+    data["weight"][5] = 0
+    logits = np.asarray(task.logits(variables, data["image"]), np.float64)
+    p = 1 / (1 + np.exp(-logits))
+    np.testing.assert_allclose(task.probabilities(variables, data["image"]), p, rtol=1e-4)
+    losses, _, metrics = parts.loss(task, variables, data, train=False)
+    own = np.where(data["labels"], p, 1 - p)
+    np.testing.assert_allclose(losses, -np.log(own).sum(1), rtol=1e-4)
+    assert metrics["exact"] == ((own[:5] > 0.5).all(1).sum(), 5)
+    # In training, with the batch's own statistics: a target between label and a half.
+    found, _, _ = parts.loss(task, variables, data, train=True)
+    encoder = {c: tree["encoder"] for c, tree in variables.items()}
+    x = preprocessing.symmetric(data["image"])
+    (logits, _), _ = task.encoder.net.apply(
+        encoder, x, train=True, weight=data["weight"], mutable=["batch_stats"]
+    )
+    p = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    target = np.where(data["labels"] > 0, 1 - smoothing / 2, smoothing / 2)
+    wanted = -(target * np.log(p) + (1 - target) * np.log(1 - p)).sum(1)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+
+
 def test_preprocessing_is_what_the_weights_source_says():
     pixel = np.uint8([[[[255, 128, 0]]]])
     np.testing.assert_allclose(preprocessing.symmetric(pixel)[0, 0, 0], [1, 0.00392, -1], atol=1e-4)
@@ -114,6 +143,7 @@ def test_preprocessing_is_what_the_weights_source_says():
         ({"facts": FACTS._replace(num_classes=0)}, "no classes"),
         ({"model__margin__kind": "arcfase"}, "'arcface'"),
         ({"model__margin__kind": "arcface", "augmentation__mixup": 0.2}, "mixup"),
+        ({"model__margin__kind": "arcface", "multi_label": True}, "multi_label must be False"),
         ({"model__preprocessing": "kears"}, "'keras'"),
         ({"model__encoder__head": "none"}, "wants a head"),
         ({"model__dtype": "float16"}, "dtype"),

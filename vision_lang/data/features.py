@@ -22,15 +22,19 @@ UNKNOWN = "unknown"
 
 
 class Shard(NamedTuple):
-    """One archive: features [N, D] in the type that they are stored in, and their recipe."""
+    """One archive: features [N, D] in the type that they are stored in, their recipe, and their
+    names [N], () where nobody asked for them."""
 
     path: str
     features: np.ndarray
     recipe: dict[str, str]
+    names: np.ndarray | tuple[()]
 
 
-def shards(pattern: str) -> Iterator[Shard]:
+def shards(pattern: str, *, named: bool = False) -> Iterator[Shard]:
     """The archive of this path, or all that match a glob ("features-*.npz") by name, one by one.
+
+    named: each row must have a name.
 
     Raises:
       InputError: no such file, a file that is no archive of features, or shards that differ in
@@ -38,7 +42,7 @@ def shards(pattern: str) -> Iterator[Shard]:
     """
     first = None
     for path in _paths(pattern):
-        shard = _read(path)
+        shard = _read(path, named)
         first = first or shard
         if shard.features.shape[1] != first.features.shape[1]:
             raise InputError(
@@ -69,7 +73,7 @@ def _paths(pattern: str) -> list[epath.Path]:
     return found
 
 
-def _read(path: epath.Path) -> Shard:
+def _read(path: epath.Path, named: bool) -> Shard:
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -78,6 +82,7 @@ def _read(path: epath.Path) -> Shard:
             if "features" not in archive:
                 raise InputError(f"'{path}' has no array 'features', only: {', '.join(archive)}.")
             features = archive["features"]
+            names = archive["names"] if named and "names" in archive else ()
             recipe = {f: str(archive[f]) if f in archive else UNKNOWN for f in RECIPE}
     except InputError:
         raise
@@ -90,4 +95,9 @@ def _read(path: epath.Path) -> Shard:
         )
     if not np.isfinite(features).all():
         raise InputError(f"The features of '{path}' hold NaN or infinity.")
-    return Shard(str(path), features, recipe)
+    if named and len(names) != len(features):
+        raise InputError(
+            f"'{path}' has {len(names)} 'names' for {len(features)} features: one each is wanted, "
+            "as the command extract writes them."
+        )
+    return Shard(str(path), features, recipe, names)

@@ -55,6 +55,7 @@ class Reader:
 
     data: ConfigDict
     bad: dict[str, str] = field(default_factory=dict)
+    what = "pictures"
 
     def read(self, name: str) -> np.ndarray:
         """One picture, uint8 [R, R, 3], turned as its EXIF data say.

@@ -1,6 +1,7 @@
 """A split -> batches of arrays. B global batch, L text length, R resolution.
 
   image uint8 [B, R, R, 3]    tokens int32 [B, L]    text_mask bool [B, L]    label int32 [B]
+  labels float32 [B, C], where several are wanted: 1 for each class that the example has, else 0
   weight float32 [B]: 0 for a broken record or a padding row, else 1
   index int32 [B]: in training the position in the global batch, in evaluation in the split
 
@@ -50,6 +51,7 @@ class _MakeBatch:
 
     seed: None in evaluation: the split's own order, no draw, `index` is the example's own.
     classes: how many there are, where labels are wanted: an example without one of them is broken.
+    multi_label: whether an example may have any number of them.
     """
 
     source: Source
@@ -63,6 +65,7 @@ class _MakeBatch:
     batch_size: int
     rows: range
     classes: int
+    multi_label: bool
 
     def __call__(self, step: int) -> dict[str, Any]:
         first = step * self.batch_size
@@ -94,7 +97,8 @@ class _MakeBatch:
     def _blank(self, size: int) -> dict[str, Any]:
         """Rows without content: black, the empty text, no label."""
         ids, mask = self._encode("")
-        return {
+        labels = {"labels": np.zeros((size, self.classes), np.float32)} if self.multi_label else {}
+        return labels | {
             "image": np.zeros((size, self.resolution, self.resolution, 3), np.uint8),
             "tokens": np.tile(ids, (size, 1)),
             "text_mask": np.tile(mask, (size, 1)),
@@ -122,8 +126,11 @@ class _MakeBatch:
             background=self.background, rng=rng,
         )  # fmt: skip
         batch["label"][k] = label = example["label"]
-        if self.classes and not 0 <= label < self.classes:
+        labels = example["labels"] if self.multi_label else (label,)
+        if self.classes and not all(0 <= known < self.classes for known in labels):
             raise BadRecord(example["name"], f"its label is none of the {self.classes} classes")
+        if self.multi_label:
+            batch["labels"][k, list(labels)] = 1
 
     def _encode(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         if self.encode is None:
@@ -190,6 +197,7 @@ def train_batches(
     seed: int,
     step: int = 0,
     classes: int = 0,
+    multi_label: bool = False,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -206,6 +214,8 @@ def train_batches(
       step: of the first batch.
       classes: of the data set, where each example must have one; an example without counts as
         broken. 0: labels may be missing.
+      multi_label: an example may have any number of classes, and the batch has `labels`; of one of
+        which nothing is said counts as broken.
       workers: processes that compute batches; 0 = a thread of this one.
 
     Raises (also later, from the iterator):
@@ -213,7 +223,7 @@ def train_batches(
       ExampleError: an example failed in another way.
     """
     rows = _rows(batch_size, process_index, process_count)
-    make = _make(source, encode, data, seed, batch_size, rows, classes)
+    make = _make(source, encode, data, seed, batch_size, rows, classes, multi_label)
     return _batches(make, range(step, sys.maxsize), data, workers)
 
 
@@ -224,6 +234,7 @@ def eval_batches(
     data: ConfigDict,
     batch_size: int,
     classes: int = 0,
+    multi_label: bool = False,
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -233,7 +244,7 @@ def eval_batches(
     The last batch is filled up with rows of weight 0, whose index continues past the end.
     """
     rows = _rows(batch_size, process_index, process_count)
-    make = _make(source, encode, data, None, batch_size, rows, classes)
+    make = _make(source, encode, data, None, batch_size, rows, classes, multi_label)
     return _batches(make, range(-(-len(source) // batch_size)), data, workers)
 
 
@@ -260,6 +271,7 @@ def _make(
     batch_size: int,
     rows: range,
     classes: int,
+    multi_label: bool,
 ) -> _MakeBatch:
     choose(augment.CROPS, data.crop, "crop policy (data.crop)")
     background = tuple(data.background)
@@ -267,7 +279,7 @@ def _make(
         source=dataclasses.replace(source, background=background), encode=encode,
         resolution=data.resolution, crop=data.crop, flip=data.flip, background=background,
         text_length=data.text_length, seed=seed, batch_size=batch_size, rows=rows,
-        classes=classes,
+        classes=classes, multi_label=multi_label,
     )  # fmt: skip
 
 

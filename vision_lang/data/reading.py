@@ -86,7 +86,8 @@ class Source:
     """Random access to one split; picklable, so that worker processes can open it themselves.
 
     `len(source)` examples; `source[i]` is a dict with image uint8 [H, W, 3] in its original size,
-    texts (tuple of str, () where there is none), label (int, -1 where there is none), name.
+    texts (tuple of str, () where there is none), label (int, the first; -1 where there is none),
+    labels (all of them, (-1,) where nothing is said of them), name.
     """
 
     split: str
@@ -111,8 +112,10 @@ class Source:
             image = images.decode(encoded[0], self.background)
         except images.BadImage as error:
             raise BadRecord(name, str(error)) from error
-        label = self._label(fields)
-        return {"image": image, "texts": self._texts(fields, label), "label": label, "name": name}
+        labels = self._labels(fields)
+        label = labels[0] if labels else -1
+        texts = self._texts(fields, label)
+        return {"image": image, "texts": texts, "label": label, "labels": labels, "name": name}
 
     def captions(self, limit: int | None = None) -> list[tuple[str, ...]]:
         """The texts of each example, without decoding a picture.
@@ -192,13 +195,17 @@ class Source:
         return texts
 
     def _label(self, fields: Any) -> int:
+        labels = self._labels(fields)
+        return labels[0] if labels else -1
+
+    def _labels(self, fields: Any) -> tuple[int, ...]:
         if not self.keys.label:
-            return -1
+            return (-1,)
         feature = fields[self.keys.label]
         if self.label_ids is not None:
-            values = feature.bytes_list.value
-            return self.label_ids.get(values[0].decode("utf-8", "replace"), -1) if values else -1
-        return int(feature.int64_list.value[0]) if feature.int64_list.value else -1
+            names = (value.decode("utf-8", "replace") for value in feature.bytes_list.value)
+            return tuple(self.label_ids.get(name, -1) for name in names)
+        return tuple(feature.int64_list.value)
 
     def _name(self, fields: Any, index: int) -> str:
         values = fields[self.keys.name].bytes_list.value if self.keys.name else ()

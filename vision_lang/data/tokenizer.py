@@ -124,7 +124,7 @@ class Tokenizer:
         room = length - 2
         if strict and len(tokens) > room:
             raise InputError(
-                f"The prompt {text!r} has {len(tokens)} tokens, but the text length of this "
+                f"The text {text!r} has {len(tokens)} tokens, but the text length of this "
                 f"model leaves room for {room} (data.text_length={length}, less begin and end). "
                 "Shorten it."
             )

@@ -5,11 +5,14 @@ the classes' accuracies), `ece` (expected calibration error), `majority` (what t
 class alone would get), `n`; at the end also `class/<name>`, each class's accuracy, a picture of the
 confusion matrix (a row for each true class, a column for each answer), and one of some examples
 with the answers to them.
+
+Where an example may have several labels: `map` (the mean of the classes' average precisions; those
+without an example are left out), `micro_f1` and `macro_f1` of the labels that are more likely than
+not, `n`; at the end `class/<name>`, each class's average precision, and the examples.
 """
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
@@ -29,26 +32,28 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     names = context.data.class_names or []
 
     def rows(variables, images):
-        answer = lambda x: jax.nn.softmax(task.logits(variables, x))  # noqa: E731
+        answer = lambda x: task.probabilities(variables, x)  # noqa: E731
         found = answer(images)
         return (found + answer(images[:, :, ::-1])) / 2 if config.flip else found
 
     forward = parallel.forward(rows)
+    truth = "labels" if context.multi_label else "label"
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
 
     def probabilities(variables, source):
-        """Answers [N, C], labels [N] and places in the split [N] of the examples that have both,
-        and pictures, evenly spaced over them, by their places."""
+        """Answers [N, C], labels ([N] or [N, C]) and places in the split [N] of the examples that
+        have both, and pictures, evenly spaced over them, by their places."""
         batches = pipeline.eval_batches(
             source, context.encode, data=context.config.data,
             batch_size=config.batch_size * parallel.devices, classes=context.classes,
+            multi_label=context.multi_label,
         )  # fmt: skip
         chosen = np.arange(config.shown) * len(source) // max(config.shown, 1)
         answers, labels, places, pictures = [], [], [], {}
         for batch in batches:
             kept = batch["weight"] > 0
             answers.append(np.asarray(forward(variables, parallel.place(batch["image"])))[kept])
-            labels.append(batch["label"][kept])
+            labels.append(batch[truth][kept])
             places.append(batch["index"][kept])
             for k in np.flatnonzero(kept & np.isin(batch["index"], chosen)):
                 pictures[int(batch["index"][k])] = batch["image"][k]
@@ -60,18 +65,22 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         for split in wanted[final]:
             source = context.data.open(split)
             found, labels, places, shown = probabilities(context.best(weights), source)
-            table = classification.confusion_matrix(found.argmax(-1), labels, len(names))
-            new = summary(found, labels, table)
-            if final:
+            if context.multi_label:
+                new, shares = summary_of_several(found, labels)
+            else:
+                table = classification.confusion_matrix(found.argmax(-1), labels, len(names))
+                new = summary(found, labels, table)
                 shares = classification.per_class_accuracy(table)
+                if final:
+                    pictures[f"confusion/{split}"] = confusion_picture(table, names)
+            if final:
                 pairs = zip(names, shares, strict=True)
                 new |= {f"class/{n.replace('/', '-')}": float(a) for n, a in pairs if a == a}
-                pictures[f"confusion/{split}"] = confusion_picture(table, names)
             if final and shown:
                 rows = np.searchsorted(places, list(shown))
-                said = [title(found[row], labels[row], names) for row in rows]
+                titles = [title(found[row], labels[row], names) for row in rows]
                 zoom = max(1, 128 // context.config.data.resolution)
-                page = drawing.grid(np.stack(list(shown.values())), said, 4, zoom)
+                page = drawing.grid(np.stack(list(shown.values())), titles, 4, zoom)
                 pictures[f"answers/{split}"] = page
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
         return Result(numbers, pictures)
@@ -97,11 +106,34 @@ def summary(found: np.ndarray, labels: np.ndarray, table: np.ndarray) -> dict[st
     return numbers
 
 
-def title(found: np.ndarray, label: int, names: list[str]) -> str:
-    """The answer to one example (probabilities [C]), and what is right where the answer is not."""
-    said = int(found.argmax())
-    text = f"{names[said]} {100 * found[said]:.0f} %"
-    return text if said == label else f"{text} (is {names[label]})"
+def title(found: np.ndarray, label: np.ndarray, names: list[str]) -> str:
+    """The answer to one example, and what is right where the answer is not.
+
+    Args:
+      found: probabilities [C]; label: its class [], or 0 and 1 for each class [C].
+    """
+    if label.ndim:
+        said, right = found > 0.5, label > 0.5
+    else:
+        said, right = (np.arange(len(found)) == k for k in (found.argmax(), label))
+    sure = [f"{names[k]} {100 * found[k]:.0f} %" for k in np.flatnonzero(said)]
+    text = ", ".join(sure) or "nothing"
+    if (said == right).all():
+        return text
+    return f"{text} (is {', '.join(names[k] for k in np.flatnonzero(right)) or 'nothing'})"
+
+
+def summary_of_several(
+    found: np.ndarray, labels: np.ndarray
+) -> tuple[dict[str, float], np.ndarray]:
+    """The numbers of one split, and each class's average precision [C], NaN without an example.
+
+    Args:
+      found: probabilities [N, C]; labels: 0 or 1, [N, C].
+    """
+    mean, each = classification.mean_average_precision(found, labels)
+    micro, macro = classification.f1(found > 0.5, labels)
+    return {"map": mean, "micro_f1": micro, "macro_f1": macro, "n": len(labels)}, each
 
 
 def confusion_picture(table: np.ndarray, names: list[str]) -> np.ndarray:

@@ -41,6 +41,11 @@ class Context:
         wanted = tasks.entry(self.config).wants_label
         return len(self.data.class_names or []) if wanted else 0
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an example may have any number of classes."""
+        return tasks.entry(self.config).multi_label(self.config)
+
     def present(self, splits: Sequence[str]) -> tuple[str, ...]:
         """Those of the splits that the data set has: `test` it need not have, the others it must.
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from vision_lang.data import pipeline
-from vision_lang.errors import choose
+from vision_lang.errors import InputError, choose
 from vision_lang.evaluators.context import Context
 
 # (variables, split) -> features [N, D] float32 and labels [N] of the examples that could be read
@@ -24,8 +24,10 @@ def extractor(context: Context, layer: str, batch_size: int) -> Extract:
       batch_size: rows per device.
 
     Raises:
-      InputError: there is no such layer.
+      InputError: there is no such layer, or an example has not one label.
     """
+    if context.multi_label:
+        raise InputError("Features are compared by one label an example: not in multi_label runs.")
     task, parallel = context.task, context.parallel
     image = task.batch_spec()["image"]
     one = jax.ShapeDtypeStruct((1, *image.shape), image.dtype)

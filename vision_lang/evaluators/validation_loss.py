@@ -42,7 +42,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         batch_size = config.batch_size * parallel.devices
         batches = pipeline.eval_batches(
             source, context.encode, data=context.config.data, batch_size=batch_size,
-            classes=context.classes,
+            classes=context.classes, multi_label=context.multi_label,
         )  # fmt: skip
         for batch in batches:
             placed = parallel.place(batch)

@@ -1,4 +1,4 @@
-"""Classification: accuracies, confusion, calibration, average precision.
+"""Classification: accuracies, confusion, calibration, average precision, F1.
 
 What adds up over batches comes as (sum, count), or as a table of sums: add them, then divide.
 Shapes: N examples, C classes.
@@ -140,6 +140,20 @@ def mean_average_precision(scores: Array, targets: Array) -> tuple[float, np.nda
         ]
     )
     return float(np.nanmean(values)), values
+
+
+def f1(answers: Array, targets: Array) -> tuple[float, float]:
+    """Multi-label: (micro, macro) F1 = 2 TP / (2 TP + FP + FN), of all answers and the mean of the
+    classes' own, from answers and targets (0 or 1), both [N, C].
+
+    A class that is neither there nor answered has 0, as in scikit-learn.
+    """
+    answers, targets = np.asarray(answers).astype(bool), np.asarray(targets).astype(bool)
+    if answers.shape != targets.shape or answers.ndim != 2 or not answers.size:
+        raise InputError(f"Answers {list(answers.shape)} and targets {list(targets.shape)} differ.")
+    hits, all_of_both = (answers & targets).sum(0), answers.sum(0) + targets.sum(0)
+    micro = 2 * hits.sum() / max(all_of_both.sum(), 1)
+    return float(micro), float(np.mean(2 * hits / np.maximum(all_of_both, 1)))
 
 
 def _checked(scores: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:

@@ -100,6 +100,12 @@ def check(spec: TextSpec) -> None:
     choose(ACTIVATIONS, spec.activation, "activation of the text encoder")
 
 
+def mean_of_tokens(states: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of a text's own vectors: [B, L, D] where mask [B, L] is True -> float32 [B, D]."""
+    shares = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return (states.astype(jnp.float32) * shares[..., None]).sum(1)
+
+
 class SelfAttention(nn.Module):
     spec: TextSpec
     dtype: Dtype

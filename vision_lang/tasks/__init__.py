@@ -21,11 +21,13 @@ class Entry(NamedTuple):
     make: (config, facts about the data) -> the task.
     reads_text: whether it learns from texts: the run then has a tokenizer of its own.
     wants_label: whether an example without a class is a broken one.
+    multi_label: whether an example may have any number of classes.
     """
 
     make: Callable[[ConfigDict, DataFacts], Any]
     reads_text: Callable[[ConfigDict], bool]
     wants_label: bool
+    multi_label: Callable[[ConfigDict], bool] = lambda config: False
 
 
 # config.task -> how it is built
@@ -33,7 +35,9 @@ TASKS = {
     "diffusion": Entry(diffusion_config.from_config, lambda c: c.condition == "text", False),
     "captioning": Entry(captioning_config.from_config, lambda c: True, False),
     "contrastive": Entry(contrastive_config.from_config, lambda c: True, False),
-    "recognition": Entry(recognition_config.from_config, lambda c: False, True),
+    "recognition": Entry(
+        recognition_config.from_config, lambda c: False, True, lambda c: c.multi_label
+    ),
 }
 
 

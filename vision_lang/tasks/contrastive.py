@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from vision_lang import keys as random_keys
 from vision_lang.models.margin import unit
-from vision_lang.models.text_encoder import TextEncoder
+from vision_lang.models.text_encoder import TextEncoder, mean_of_tokens
 from vision_lang.tasks.augmentation import Augmentation
 from vision_lang.tasks.encoder import ImageEncoder
 from vision_lang.tasks.example import example_spec
@@ -132,7 +132,8 @@ class Contrastive:
         found, mutable = self.encoder(
             variables, x, train=train, weight=batch["weight"], across=across
         )
-        words = self._text(variables, batch["tokens"], batch["text_mask"], dropout)
+        states, _ = self._states(variables, batch["tokens"], batch["text_mask"], dropout)
+        words = mean_of_tokens(states, batch["text_mask"])
         projections = {"params": variables["params"]["projections"]}
         made: Any = self.projections.apply(projections, self._pooled(found), words)
         image, text, scale, bias = made
@@ -161,13 +162,22 @@ class Contrastive:
 
     def embed_texts(self, variables: Variables, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens [b, L], mask [b, L] -> unit vectors [b, D]."""
-        return self._project(variables, self._text(variables, tokens, mask, None), "of_text")
+        return self.text_layers(variables, tokens, mask)["embedding"]
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the encoder [b, h, w, c], and `embedding` [b, D]."""
         found, _ = self.encoder(variables, images)
         embedding = self._project(variables, self._pooled(found), "of_image")
         return found | {"embedding": embedding}
+
+    def text_layers(
+        self, variables: Variables, tokens: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Every named intermediate of the text encoder and its `states`, each [b, L, F], and
+        `embedding` [b, D]."""
+        states, found = self._states(variables, tokens, mask, None)
+        embedding = self._project(variables, mean_of_tokens(states, mask), "of_text")
+        return found | {"states": states, "embedding": embedding}
 
     def _project(self, variables: Variables, x: jax.Array, method: str) -> jax.Array:
         projections = {"params": variables["params"]["projections"]}
@@ -181,9 +191,8 @@ class Contrastive:
         parts = (batch, self.grid, height // self.grid, self.grid, width // self.grid, channels)
         return x.reshape(parts).mean((2, 4)).reshape(batch, -1)
 
-    def _text(self, variables, tokens, mask, keys) -> jax.Array:
-        """The mean of the text's own vectors, [b, F]."""
+    def _states(self, variables, tokens, mask, keys) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """What the text encoder makes of a text, [b, L, F], and its intermediates."""
         text = {"params": variables["params"]["text_encoder"]}
-        words: Any = self.text_encoder.apply(text, tokens, mask, keys)[0]
-        shares = mask / jnp.maximum(mask.sum(1, keepdims=True), 1)
-        return (words.astype(jnp.float32) * shares[..., None]).sum(1)
+        made: Any = self.text_encoder.apply(text, tokens, mask, keys)
+        return made

@@ -199,6 +199,16 @@ class Diffusion:
             sketch = self.sketch.apply({"params": params["sketch"]}, context, mask)
         return Encoded(context, mask, sketch, condition.label)
 
+    def text_layers(
+        self, variables: Variables, tokens: jax.Array, mask: jax.Array
+    ) -> dict[str, jax.Array]:
+        """Every named intermediate of the text encoder, and the `states` that the U-Net looks at,
+        each [B, L, D]."""
+        params = {"params": variables["params"]["text_encoder"]}
+        made: Any = self.text_encoder.apply(params, tokens, self.conditioning.attended(mask))
+        states, found = made
+        return found | {"states": states}
+
     def network(self, variables, x, time, encoded: Encoded, dropout=None) -> jax.Array:
         """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
         params = {"params": variables["params"]["unet"]}

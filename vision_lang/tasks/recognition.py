@@ -25,7 +25,9 @@ class Recognition:
     """The task. `recognition_config.from_config` builds it; nothing in it changes afterwards.
 
     head: of a network that is trained by angles, which then has no head of its own; or None.
-    label_smoothing: share of the target that is spread over all classes.
+    label_smoothing: share of the target that is spread over all classes; of several labels, each
+      target moves by it towards 1/2.
+    multi_label: an example has any number of classes, each of which is a question of its own.
     """
 
     encoder: ImageEncoder
@@ -33,10 +35,12 @@ class Recognition:
     augmentation: Augmentation
     label_smoothing: float
     classes: int
+    multi_label: bool = False
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
-        return example_spec(self.encoder.resolution, label=True)
+        labels = self.classes if self.multi_label else 0
+        return example_spec(self.encoder.resolution, label=True, labels=labels)
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"encoder": ..., "head": ...}, "batch_stats": {"encoder": ...}}; head
@@ -58,9 +62,14 @@ class Recognition:
         train: bool,
     ) -> tuple[jax.Array, dict, dict[str, tuple[jax.Array, jax.Array]]]:
         """Returns the cross-entropy of each example [B], the new batch statistics, and metrics as
-        (sum, count): `top1`. Examples without a label count nothing."""
-        weight = batch["weight"] * (batch["label"] >= 0)
-        targets = jax.nn.one_hot(batch["label"], self.classes)
+        (sum, count): `top1`, or with several labels `exact`, of examples for which every class is
+        told right. Examples without a label count nothing, unless there may be several."""
+        known = jnp.ones_like(batch["label"], bool) if self.multi_label else batch["label"] >= 0
+        weight = batch["weight"] * known
+        if self.multi_label:
+            targets = batch["labels"]
+        else:
+            targets = jax.nn.one_hot(batch["label"], self.classes)
         x = batch["image"]
         if train:
             x = self.augmentation.pictures(x, keys)
@@ -72,15 +81,26 @@ class Recognition:
         if self.head is not None:
             found |= self._by_angle(variables, found, batch["label"] if train else None)
         logits = found["logits"]
-        right = (logits.argmax(-1) == batch["label"]) * weight
         if train:
-            targets = (1 - self.label_smoothing) * targets + self.label_smoothing / self.classes
-        losses = -(targets * jax.nn.log_softmax(logits)).sum(-1) * (batch["label"] >= 0)
-        return losses, mutable, {"top1": (right.sum(), weight.sum())}
+            ways = 2 if self.multi_label else self.classes
+            targets = (1 - self.label_smoothing) * targets + self.label_smoothing / ways
+        if self.multi_label:
+            likely = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+            losses = -(targets * likely[0] + (1 - targets) * likely[1]).sum(-1)
+            name, right = "exact", ((logits > 0) == (batch["labels"] > 0)).all(-1)
+        else:
+            losses = -(targets * jax.nn.log_softmax(logits)).sum(-1) * known
+            name, right = "top1", logits.argmax(-1) == batch["label"]
+        return losses, mutable, {name: ((right * weight).sum(), weight.sum())}
 
     def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, 3] -> float32 [B, C], each row on its own."""
         return self.layers(variables, images)["logits"]
+
+    def probabilities(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] -> float32 [B, C]; they sum to 1, unless there are several labels."""
+        squash = jax.nn.sigmoid if self.multi_label else jax.nn.softmax
+        return squash(self.logits(variables, images))
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the network: convolutions and pools [B, h, w, c], dense

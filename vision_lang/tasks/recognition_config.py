@@ -16,8 +16,8 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Recognition:
     """Builds the task and checks every name and number of its config.
 
     Raises:
-      InputError: an unknown name, data without classes, pictures mixed in a head by angle, an
-        encoder that does not fit them.
+      InputError: an unknown name, data without classes, pictures mixed or several labels in a
+        head by angle, an encoder that does not fit them.
     """
     model = config.model
     if not facts.num_classes:
@@ -33,6 +33,10 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Recognition:
             "A head by angle gives its margin to one class: config.augmentation.mixup and .cutmix "
             "must be 0 with it."
         )
+    if margin.kind != "none" and config.multi_label:
+        raise InputError(
+            "A head by angle gives its margin to one class: config.multi_label must be False."
+        )
     head = model.encoder.head if margin.kind == "none" else "none"
     if margin.kind == "none" and head == "none":
         raise InputError("Recognition wants a head: config.model.encoder.head=dense or pool.")
@@ -42,4 +46,5 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Recognition:
         augmentation=augmentation,
         label_smoothing=config.label_smoothing,
         classes=facts.num_classes,
+        multi_label=config.multi_label,
     )

@@ -82,6 +82,7 @@ def train(
             seed=config.seed,
             step=start,
             classes=context.classes,
+            multi_label=context.multi_label,
             workers=config.workers,
         )
         with (

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.data.conftest import encode, plain, write_folder
-from vision_lang.data import sources
+from vision_lang.data import pipeline, sources
 from vision_lang.data.builders.folder_files import Files
 from vision_lang.data.builders.folder_index import split_of
 from vision_lang.errors import InputError
@@ -70,6 +70,39 @@ def test_pictures_come_back_with_their_words(config: Config, tmp_path: Path, for
     assert read(prepared, "test")["sub/4.png"]["label"] == -1
     others = sources.prepare(config("folder", path=str(path), text_key="fields/mood,fields/year"))
     assert read(others, "train")["1.png"]["texts"] == ("glad, calm", "1999")
+
+
+def test_pictures_with_several_labels(config: Config, tmp_path: Path) -> None:
+    """A list may be empty, which is more than to say nothing."""
+    said: list[Any] = [["red", "big"], "red", [], None, ["small"], ["big", "big"]]
+    lines = [line(n, split="train", label=label) for n, label in enumerate(said)]
+    lines.append(line(6, split="val", label="red"))
+    path = write_folder(tmp_path / "pics", pictures(*range(7)), lines)
+    prepared = sources.prepare(data := config("folder", path=str(path)))
+    assert prepared.class_names == ["big", "red", "small"]
+    train = read(prepared, "train")
+    labels = [tuple(train[f"{n}.png"]["labels"]) for n in range(6)]
+    assert labels == [(1, 0), (1,), (), (-1,), (2,), (0, 0)]
+    assert [train[f"{n}.png"]["label"] for n in range(6)] == [1, 1, -1, -1, 2, 0]
+    data.max_bad_share = 0.5
+    source = prepared.open("train")
+    both = [
+        next(pipeline.eval_batches(source, None, data=data, batch_size=6, classes=3, **more))
+        for more in ({}, {"multi_label": True})
+    ]
+    where = [int(source.name(i).split(".")[0]) for i in range(6)]
+    hot = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0], [0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(both[1].pop("labels"), hot[where])
+    np.testing.assert_array_equal(both[1].pop("weight"), np.array(where) != 3)
+    np.testing.assert_array_equal(both[0].pop("weight"), ~np.isin(where, (2, 3)))
+    assert both[0].keys() == both[1].keys() and "labels" not in both[0]
+
+
+@pytest.mark.parametrize("label", [["a", ""], [True], [["a"]], ["a", 1.5], {"a": 1}])
+def test_labels_that_are_none(config: Config, tmp_path: Path, label: Any) -> None:
+    path = write_folder(tmp_path / "pics", pictures(1), [line(1, label=label)])
+    with pytest.raises(InputError, match='line 1: "label" must be'):
+        sources.prepare(config("folder", path=str(path)))
 
 
 def test_split_is_by_line_else_by_group_else_by_name(config: Config, tmp_path: Path) -> None:

@@ -35,18 +35,20 @@ class FolderConfig(tfds.core.BuilderConfig):
 
 
 class Folder(tfds.core.GeneratorBasedBuilder):
-    """Features: image (encoded), file_name, text (any number), label, and fields/<other field>."""
+    """Features: image (encoded), file_name, text (any number), label (any number of them where
+    the metadata have lists), and fields/<other field>."""
 
     VERSION = tfds.core.Version("2.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
         index = self.builder_config.index
+        label = tfds.features.ClassLabel(names=list(index.class_names))
         features: dict[str, Any] = {
             # 0 channels: as the file has them (RGB, greyscale or RGBA).
             "image": tfds.features.Image(shape=(None, None, 0)),
             "file_name": tfds.features.Text(),
             "text": tfds.features.Sequence(tfds.features.Text()),
-            "label": tfds.features.ClassLabel(names=list(index.class_names)),
+            "label": tfds.features.Sequence(label) if index.several else label,
         }
         if index.field_names:
             features["fields"] = {name: tfds.features.Text() for name in index.field_names}
@@ -74,18 +76,19 @@ class Folder(tfds.core.GeneratorBasedBuilder):
         return good
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
-        names = self.builder_config.index.field_names
-        labels = {name: n for n, name in enumerate(self.builder_config.index.class_names)}
+        names, several = self.builder_config.index.field_names, self.builder_config.index.several
+        classes = {name: n for n, name in enumerate(self.builder_config.index.class_names)}
         for record in records:
             picture = self._load(record)
             if isinstance(picture, images.BadImage):
                 self.info.metadata["broken"][record.path] = str(picture)
                 continue
-            example = {
+            said = [-1] if record.labels is None else [classes[str(x)] for x in record.labels]
+            example: dict[str, Any] = {
                 "image": picture,
                 "file_name": record.path,
                 "text": list(record.texts),
-                "label": -1 if record.label is None else labels[str(record.label)],
+                "label": said if several else said[0],
             }
             if names:
                 example["fields"] = {name: record.fields.get(name, "") for name in names}

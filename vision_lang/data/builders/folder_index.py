@@ -2,7 +2,7 @@
 
 Hugging Face's imagefolder convention: `metadata.jsonl` in the folder or in its sub-folders, one
 JSON object per line with `file_name` (relative to that file), `text` (a string or several),
-`label` (a string or a number), `split`, `group`; other fields are kept as strings. Without
+`label` (a name, a number, or a list), `split`, `group`; other fields are kept as strings. Without
 metadata the sub-folders are the classes; sub-folders called train, validation and test are splits.
 Where no picture is in validation, sources.py holds out the last tenth of train.
 """
@@ -25,23 +25,30 @@ LARGEST_LABEL = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example of a folder: `where` says its metadata line in messages, or is its path."""
+    """One example of a folder: `where` says its metadata line in messages, or is its path.
+
+    labels: None = nothing is said; () = it is said that there is none (in a list).
+    """
 
     path: str
     where: str
     texts: tuple[str, ...]
-    label: str | int | None
+    labels: tuple[str | int, ...] | None
     split: str
     fields: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """All examples; class names by label (() = no labels); names of the other fields."""
+    """All examples; class names by label (() = no labels); names of the other fields.
+
+    several: whether any line has more or fewer labels than one, in a list.
+    """
 
     records: tuple[Record, ...]
     class_names: tuple[str, ...]
     field_names: tuple[str, ...]
+    several: bool
     unlisted: int  # pictures that no metadata line mentions
 
 
@@ -66,7 +73,8 @@ def read_index(files: Files) -> Index:
         )
     _check_texts(records)
     names = sorted({name for record in records for name in record.fields})
-    return Index(tuple(records), _class_names(records), tuple(names), unlisted)
+    several = any(record.labels is not None and len(record.labels) != 1 for record in records)
+    return Index(tuple(records), _class_names(records), tuple(names), several, unlisted)
 
 
 def split_of(key: str) -> str:
@@ -108,7 +116,7 @@ def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
         path=path,
         where=where,
         texts=_texts(entry, where),
-        label=_label(entry, where),
+        labels=_labels(entry, where),
         split=choose(SPLITS, split, f"split in {where}:") if split else split_of(str(key)),
         fields={k.replace("/", "_"): as_string(v) for k, v in entry.items()
                 if k not in KNOWN_FIELDS or k == "group"},
@@ -130,15 +138,19 @@ def _texts(entry: dict[str, Any], where: str) -> tuple[str, ...]:
     return usable
 
 
-def _label(entry: dict[str, Any], where: str) -> str | int | None:
+def _labels(entry: dict[str, Any], where: str) -> tuple[str | int, ...] | None:
     label = entry.get("label")
-    if label is None or (isinstance(label, str) and label):
-        return label
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < LARGEST_LABEL:
-        raise InputError(
-            f'{where}: "label" must be a name or a class number from 0 on, not {label!r}.'
-        )
-    return label
+    if label is None:
+        return None
+    labels = tuple(label) if isinstance(label, list) else (label,)
+    for one in labels:
+        number = isinstance(one, int) and not isinstance(one, bool) and 0 <= one < LARGEST_LABEL
+        if not number and not (isinstance(one, str) and one):
+            raise InputError(
+                f'{where}: "label" must be a name or a class number from 0 on, or a list of '
+                f"them, not {one!r}."
+            )
+    return labels
 
 
 def as_string(value: Any) -> str:
@@ -160,8 +172,8 @@ def _from_sub_folders(pictures: list[str]) -> list[Record]:
     for path in pictures:
         parts = path.split("/")
         split = SPLITS[parts.pop(0)] if by_split else split_of(path)
-        label = parts[0] if len(parts) > 1 else None
-        records.append(Record(path, path, (), label, split, {}))
+        labels = (parts[0],) if len(parts) > 1 else None
+        records.append(Record(path, path, (), labels, split, {}))
     return records
 
 
@@ -177,15 +189,16 @@ def _check_texts(records: list[Record]) -> None:
 
 
 def _class_names(records: list[Record]) -> tuple[str, ...]:
-    labels = {record.label for record in records} - {None}
+    labels = {label for record in records for label in record.labels or ()}
     if not labels:
         return ()
     if all(isinstance(label, str) for label in labels):
         return tuple(sorted(str(label) for label in labels))
-    mixed = next((record for record in records if isinstance(record.label, str)), None)
+    mixed = next((record for record in records if _named(record)), None)
     if mixed is not None:
         raise InputError(f'{mixed.where}: "label" is a name here and a number in other lines.')
-    return tuple(
-        str(number)
-        for number in range(max(int(label) for label in labels if label is not None) + 1)
-    )
+    return tuple(str(number) for number in range(max(int(label) for label in labels) + 1))
+
+
+def _named(record: Record) -> bool:
+    return any(isinstance(label, str) for label in record.labels or ())
