@@ -70,6 +70,8 @@ def clean_flags() -> Iterator[None]:
 
 def make_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Command:
     """A command's `main` in this process, without the seconds that imports take."""
+    # Imported here, not by the first command: grain's flags are defined once and for all.
+    import vision_lang.data.pipeline  # noqa: F401
     from vision_lang.training import devices
 
     monkeypatch.setattr(devices, "_keep_freed_memory", lambda: None)

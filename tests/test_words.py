@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from vision_lang import describe, extract, recognize
+from configs import contrastive
+from vision_lang import describe, evaluate, extract, recognize
+from vision_lang.data import tokenizer
 from vision_lang.metrics.frechet import __main__ as frechet
+from vision_lang.runs.folder import RunFolder
 from vision_lang.shapes import splits
 from vision_lang.shapes.draw import draw
+from vision_lang.tasks import descriptions
 from vision_lang.training import setup
 
 
@@ -59,6 +65,87 @@ def test_of_several_labels_those_more_likely_than_not_are_told():
     assert found["labels"] == [["b", 0.9], ["d", 0.6]]
     assert found["top"] == [["b", 0.9], ["d", 0.6], ["c", 0.5]]
     assert recognize.answer(np.zeros(4), names, 1, several=True)["labels"] == []
+
+
+TEXTS = ["one red circle", "a blue square on a black background", "two shapes"]
+
+
+def test_recognize_by_likelihood(captioner, pictures, command):
+    """--descriptions of a captioning run, in a file."""
+    (pictures.parent / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    arguments = (f"--run={captioner}", "--descriptions=texts.txt")
+    outcome = command(recognize.main, *arguments, "--top=2", "pictures")
+    assert outcome.code == 1 and "pictures/3broken.png" in outcome.err
+    found = lines(outcome)
+    assert [line["image"] for line in found] == GOOD
+    loaded = setup.load(str(captioner))
+    tokens, mask = loaded.tokenizer.encode_batch(TEXTS, loaded.config.data.text_length)
+    images = np.stack([np.asarray(Image.open(name)) for name in GOOD]).repeat(3, 0)
+    likelihood = jax.jit(loaded.task.log_likelihood)(
+        loaded.variables, images, np.tile(tokens, (5, 1)), np.tile(mask, (5, 1))
+    )
+    p = jax.nn.softmax(np.asarray(likelihood).reshape(5, 3))
+    for row, line in zip(np.asarray(p), found, strict=True):
+        order = np.argsort(-row)[:2]
+        assert [name for name, _ in line["top"]] == [TEXTS[i] for i in order]
+        np.testing.assert_allclose([q for _, q in line["top"]], row[order], atol=1e-5)
+        assert [line["label"], line["probability"]] == line["top"][0]
+
+
+def test_recognize_by_denoising(trained, pictures, command):
+    """--descriptions of a diffusion run, in any order, of one picture or of several."""
+    arguments = (f"--run={trained}", "--noises=2", "--error=picture")
+    several = '"a green ring, on white","one red circle"'
+    found = lines(command(recognize.main, *arguments, f"--descriptions={several}", *GOOD[:3]))
+    assert {name for name, _ in found[0]["top"]} == {"a green ring, on white", "one red circle"}
+    assert all(sum(p for _, p in line["top"]) == pytest.approx(1, abs=1e-5) for line in found)
+    turned = '"one red circle", "a green ring, on white"'
+    alone = lines(command(recognize.main, *arguments, f"--descriptions={turned}", GOOD[1]))
+    assert alone == [found[1]]
+
+
+def test_recognize_by_similarity(captioner, pictures, command, monkeypatch):
+    """A contrastive run of data with classes: their names through several templates, to a way whose
+    score is the number of tokens in a candidate's texts."""
+    config, names = contrastive.get_config("tiny"), ["Ankle_boot", "Bag", "dog"]
+    config.data.name = "folder"
+    words = tokenizer.load(captioner / "tokenizer.json")
+    run = setup.Loaded(RunFolder(captioner), config, None, words, names, {}, "", False)
+    monkeypatch.setattr(setup, "load", lambda *arguments: run)
+    count = lambda variables, candidates: candidates.mask.sum((1, 2)) / 4  # noqa: E731
+    way = descriptions.Way(count, lambda variables, counts, images, which: counts[which])
+    monkeypatch.setitem(descriptions.WAYS, "contrastive", lambda task, how: way)
+    texts = ["see an Ankle boot", "see a Bag", "see a dog", "Ankle boot!", "Bag!", "dog!"]
+    _, mask = words.encode_batch(texts, config.data.text_length)
+    wanted = np.exp(mask.sum(1).reshape(2, 3).sum(0) / 4)
+    wanted = dict(zip(names, (wanted / wanted.sum()).tolist(), strict=True))
+    arguments = ("--run=x", "--templates=see {a}", "--templates={}!", "--top=3", *GOOD[:2])
+    found = lines(command(recognize.main, *arguments))
+    assert len(found) == 2
+    for line in found:
+        assert dict(line["top"]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_evaluate_by_description(captioner, pictures, command, monkeypatch):
+    """The same numbers twice; the run's own results stay."""
+    monkeypatch.chdir(captioner.parent)
+    before = (captioner / "results.json").read_text()
+    arguments = ("--run=run", "--evaluators=descriptions", "--split=test", "--choices=3")
+    out = pictures.parent / "by.json"
+    for _ in range(2):
+        outcome = command(evaluate.main, *arguments, "--count=9", f"--out={out}")
+        assert outcome.code == 0, outcome
+        found = json.loads(out.read_text())
+    assert found["test/top1_n"] == 9 and found["test/choices"] == 3
+    assert found["test/top1"] * 9 == pytest.approx(round(found["test/top1"] * 9))
+    assert (captioner / "results.json").read_text() == before
+    wrong = {
+        "--evaluators=descriptoins": "Did you mean 'descriptions'",
+        "--noises=3": "--noises is for diffusion runs",
+        "--per_token": "--per_token is for --evaluators=descriptions",
+    }
+    for argument, message in wrong.items():
+        assert message in command(evaluate.main, "--run=run", argument).sentence
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
@@ -119,7 +206,9 @@ def test_features_come_in_shards_that_other_commands_read(recogniser, pictures, 
 def test_wrong_input_is_one_sentence(recogniser, captioner, pictures, command):
     (pictures.parent / "a.txt").write_text("a red circle\n")
     cases = [
-        (recognize.main, f"--run={captioner}", GOOD[0], "does not recognise"),
+        (recognize.main, f"--run={captioner}", GOOD[0], "give --descriptions"),
+        (recognize.main, f"--run={recogniser}", "--descriptions=a,b", GOOD[0], "recognition run"),
+        (recognize.main, f"--run={captioner}", "--templates={}", GOOD[0], "contrastive runs"),
         (describe.main, f"--run={recogniser}", GOOD[0], "does not describe"),
         (recognize.main, f"--run={recogniser}", "nowhere.png", "no picture at 'nowhere.png'"),
         (extract.main, f"--run={recogniser}", "--images=pictures", "--layer=conv9", "'conv2"),
@@ -128,4 +217,16 @@ def test_wrong_input_is_one_sentence(recogniser, captioner, pictures, command):
     ]
     for main, *arguments, message in cases:
         assert message in command(main, *arguments).sentence
+    (pictures.parent / "empty.txt").write_text("a\n\nb\n")
+    for given, message in {
+        "empty.txt": "'empty.txt': description 2 is empty",
+        "a,,b": "description 2 is empty",
+        "a,b,a": "description 3, 'a', is there twice",
+        "a": "no choice, and there is no such file",
+        '"a" "b"': "no file, and no list",
+        f"a,{'word ' * 40}": f"Too long.*'{('word ' * 40).strip()}'",
+        "pictures/0.png": "cannot be read as text",
+    }.items():
+        outcome = command(recognize.main, f"--run={captioner}", f"--descriptions={given}", GOOD[0])
+        assert re.search(message, outcome.sentence), given
     assert "Name pictures" in command(recognize.main, f"--run={recogniser}").sentence

@@ -3,7 +3,13 @@
     python -m vision_lang.evaluate --run=DIR [--split=test] [--count=1000]
 
 results.json is of the newest checkpoint, as at the end of training. Of others (--run=RUN@step,
---weights=raw) the figures are printed, and written where --out says.
+--weights=raw), or where --evaluators names some only, the figures are printed, and written where
+--out says.
+
+--evaluators=descriptions asks a contrastive, captioning or diffusion run, whatever its config has,
+to pick the right description of each picture (evaluators/descriptions.py): with the same --split
+and --count the three answer the same questions. --templates, --per_token, --noises, --error and
+--choices are about that.
 """
 
 from __future__ import annotations
@@ -12,8 +18,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
+from vision_lang import by_description
 from vision_lang import flags as commands
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, choose
 
 FLAGS = flags.FLAGS
 
@@ -24,6 +31,9 @@ def main() -> None:
     flags.DEFINE_string("split", "", "One split; '' = those of the run's config.")
     flags.DEFINE_integer("count", 0, "Examples that are drawn or described; 0 = the run's config.")
     flags.DEFINE_string("out", "", "Another file than the run's results.json.")
+    flags.DEFINE_list("evaluators", [], "Some of the run's config, or descriptions; none = all.")
+    flags.DEFINE_integer("choices", None, "Descriptions to choose from.", lower_bound=2)
+    by_description.define_flags()
     commands.run(_run)
 
 
@@ -41,6 +51,7 @@ def _run() -> None:
     data = sources.prepare(loaded.config.data)
     setup.check_data(data, loaded.run)
     config = loaded.config.copy_and_resolve_references().unlock()
+    _select(config)
     if FLAGS.split:
         data.open(FLAGS.split)  # an unknown split is refused before anything is computed
         for evaluator in config.evaluators.values():
@@ -66,11 +77,30 @@ def _run() -> None:
     if FLAGS.out:
         commands.write_record(FLAGS.out, results | {"source": loaded.source})
         print(f"written to {FLAGS.out}")
-    elif newest:
+    elif newest and not FLAGS.evaluators:
         records.write_results(loaded.run, results, keep_other_splits=True)
         print(f"written to {loaded.run.results}")
     else:
         print(f"of {loaded.source}: results.json stays; --out=FILE writes these")
+
+
+def _select(config: ConfigDict) -> None:
+    """Leaves the evaluators that are asked for, with what flags say of them."""
+    from vision_lang.evaluators import descriptions
+
+    if FLAGS.evaluators:
+        known = {"descriptions": descriptions.default_config()} | dict(config.evaluators.items())
+        config.evaluators = ConfigDict(
+            {name: choose(known, name, "evaluator") for name in FLAGS.evaluators}
+        )
+    given = by_description.given(config.task)
+    if FLAGS.choices is not None:
+        given["choices"] = FLAGS.choices
+    asked = [e for e in config.evaluators.values() if e.kind == "descriptions"]
+    if given and not asked:
+        raise InputError(f"--{next(iter(given))} is for --evaluators=descriptions.")
+    for evaluator in asked:
+        evaluator.update(given)
 
 
 def _restrict(evaluator: ConfigDict, split: str) -> None:

@@ -13,6 +13,8 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 
+from vision_lang.errors import InputError
+
 Splits = Mapping[str, str]
 
 
@@ -139,11 +141,29 @@ def fields(name: str) -> dict[str, object]:
     }
 
 
-def phrase(class_name: str, preset: Preset) -> str:
-    """A class name as a text, as in "a photo of an ankle boot"."""
+def phrase(class_name: str, preset: Preset, template: str = "") -> str:
+    """A class name as a text, as in "a photo of an ankle boot"; template: '' = the preset's."""
     name = preset.phrases.get(class_name, class_name)
     name = re.sub(r"[_\s]+", " ", name).strip()
-    return preset.template.format(a=f"{article(name)} {name}", name=name)
+    return fill(template or preset.template, name)
+
+
+def fill(template: str, name: str) -> str:
+    """A template with a name in its place: {} or {name}, or {a} with the article."""
+    return template.format(name, a=f"{article(name)} {name}", name=name)
+
+
+def check_template(template: str) -> None:
+    """Raises InputError for a template that `fill` cannot fill, or that has no place for a name."""
+    try:
+        filled = {fill(template, name) for name in ("one", "two")}
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        filled = set()
+    if len(filled) < 2:
+        raise InputError(
+            f"The template '{template}' has no place for what it is about, or another: write {{}} "
+            "or {name}, or {a} for a name with its article."
+        )
 
 
 def article(noun: str) -> str:

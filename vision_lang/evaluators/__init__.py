@@ -6,6 +6,7 @@ from vision_lang.errors import InputError, choose
 from vision_lang.evaluators import (
     captions,
     classification,
+    descriptions,
     probe,
     retrieval,
     samples,
@@ -20,6 +21,7 @@ EVALUATORS = {
     "validation_loss": validation_loss.make,
     "captions": captions.make,
     "classification": classification.make,
+    "descriptions": descriptions.make,
     "probe": probe.make,
     "retrieval": retrieval.make,
     "verification": verification.make,

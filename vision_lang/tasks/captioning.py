@@ -156,8 +156,13 @@ class Captioning:
         self, variables: Variables, images: jax.Array, tokens: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """The log-probability of each text [B, L], EOS included, given its picture. [B]"""
-        features, _ = self.context(variables, images)
-        logits = self._logits(variables, tokens, mask, features, None)
+        return self.likelihood_in(variables, self.context(variables, images)[0], tokens, mask)
+
+    def likelihood_in(
+        self, variables: Variables, context: jax.Array, tokens: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """The same of pictures whose `context` [B, M, D] is there already."""
+        logits = self._logits(variables, tokens, mask, context, None)
         return (_at(jax.nn.log_softmax(logits), tokens[:, 1:]) * mask[:, 1:]).sum(1)
 
     def attention(

@@ -62,8 +62,10 @@ class Projections(nn.Module):
 
     def __call__(self, image: jax.Array, text: jax.Array) -> tuple[jax.Array, ...]:
         """[b, E] and [b, F] -> unit vectors [b, D] twice, factor and offset of similarities."""
-        scale = jnp.exp(jnp.minimum(self.logit_scale, LARGEST_SCALE))
-        return self.of_image(image), self.of_text(text), scale, self.logit_bias
+        return self.of_image(image), self.of_text(text), *self.scaling()
+
+    def scaling(self) -> tuple[jax.Array, jax.Array]:
+        return jnp.exp(jnp.minimum(self.logit_scale, LARGEST_SCALE)), self.logit_bias
 
     def of_image(self, x: jax.Array) -> jax.Array:
         return unit(self.image(x).astype(jnp.float32))
@@ -163,6 +165,13 @@ class Contrastive:
     def embed_texts(self, variables: Variables, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """tokens [b, L], mask [b, L] -> unit vectors [b, D]."""
         return self.text_layers(variables, tokens, mask)["embedding"]
+
+    def similarity(self, variables: Variables, image: jax.Array, text: jax.Array) -> jax.Array:
+        """Unit vectors [b, D] and [K, D] -> the logits that the loss compares, [b, K]."""
+        projections = {"params": variables["params"]["projections"]}
+        scaling: Any = self.projections.apply(projections, method="scaling")
+        scale, bias = scaling
+        return scale * image @ text.T + bias
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
         """Every named intermediate of the encoder [b, h, w, c], and `embedding` [b, D]."""
