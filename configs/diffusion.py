@@ -121,6 +121,7 @@ from ml_collections import ConfigDict
 from configs import common
 from vision_lang.data import presets
 from vision_lang.errors import choose
+from vision_lang.evaluators.generation import Generation
 from vision_lang.models.sketch import SKETCHES
 from vision_lang.models.text_encoder import TEXT_ENCODERS
 from vision_lang.models.unet import UNETS
@@ -237,6 +238,8 @@ def evaluators(data: str) -> ConfigDict:
             "columns": 8,
             "device_batch": 8,
         },
+        # Other runs that judge what is drawn; '' = none. Fields: evaluators/generation.py.
+        "generation": dataclasses.asdict(Generation()),
     }
     if presets.is_shapes(data):
         made["oracle"] = {
@@ -255,5 +258,6 @@ def shrink(config: ConfigDict) -> None:
     config.sampling.steps = 3
     config.evaluators.validation.batch_size = 16
     config.evaluators.samples.update(count=4, columns=4, device_batch=4)
+    config.evaluators.generation.update(count=4, final_count=8, device_batch=8)
     if "oracle" in config.evaluators:
         config.evaluators.oracle.update(count=4, final_count=8, device_batch=8)

@@ -30,26 +30,6 @@ def main() -> None:
     commands.run(_run)
 
 
-def pictures(source, data) -> np.ndarray:
-    """All pictures of a split as the run saw them, uint8 [N, R, R, 3]."""
-    from vision_lang.data import pipeline
-
-    batches = pipeline.eval_batches(source, None, data=data, batch_size=64)
-    found = np.concatenate([batch["image"] for batch in batches])
-    return found[: len(source)]
-
-
-def nearest(images: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Index of, and mean squared difference on [0, 1] to, the nearest of `others` for each image.
-
-    Shapes: images [N, R, R, 3], others [M, R, R, 3], both uint8; returns [N] and [N].
-    """
-    flat = others.reshape(len(others), -1).astype(np.float32) / 255
-    rows = images.reshape(len(images), -1).astype(np.float32) / 255
-    distances = np.stack([np.square(flat - row).mean(axis=1) for row in rows])
-    return distances.argmin(axis=1), distances.min(axis=1)
-
-
 def _run() -> None:
     from vision_lang.training import devices
 
@@ -58,8 +38,8 @@ def _run() -> None:
 
     from PIL import Image
 
-    from vision_lang.data import sources
-    from vision_lang.evaluators import drawing
+    from vision_lang.data import pipeline, sources
+    from vision_lang.evaluators import drawing, memorised
     from vision_lang.tasks.diffusion import Sampling
     from vision_lang.training import parallel, setup
 
@@ -68,9 +48,10 @@ def _run() -> None:
     data = sources.prepare(config.data)
     held_out = data.open(FLAGS.split)
     chosen = np.linspace(0, len(held_out) - 1, min(FLAGS.count, len(held_out))).astype(int)
-    captions = [held_out[int(i)]["texts"][0] for i in chosen]
-    real = pictures(held_out, config.data)
-    train = pictures(data.open("train"), config.data)
+    held_out, train = held_out.only(chosen), data.open("train")
+    captions = [texts[0] for texts in held_out.captions()]
+    (batch,) = pipeline.eval_batches(held_out, None, data=config.data, batch_size=len(chosen))
+    real = batch["image"]
 
     given = {"guidance": FLAGS.guidance, "eta": FLAGS.eta}
     given = {name: value for name, value in given.items() if value >= 0}
@@ -81,18 +62,14 @@ def _run() -> None:
     labels = np.full(len(titles), -1, np.int32)
     number = np.arange(len(titles)) % FLAGS.samples
     drawn = np.concatenate(list(draw(loaded.variables, tokens, mask, labels, number)))
-    places, distance = nearest(drawn, train)
-    _, distance_of_real = nearest(real[chosen], train)
+    near = memorised.nearest(drawn, train, config.data)
+    near_real = memorised.nearest(real, train, config.data)
 
-    columns, names = [], []
-    for k, caption in enumerate(captions):
-        rows = slice(k * FLAGS.samples, (k + 1) * FLAGS.samples)
-        columns += [real[chosen[k]], *drawn[rows], *train[places[rows]]]
-        names += [f"real: {caption}", *["sample"] * FLAGS.samples, *["nearest"] * FLAGS.samples]
-    page = drawing.grid(np.stack(columns), names, 1 + 2 * FLAGS.samples)
+    rows = (len(captions), FLAGS.samples, *real.shape[1:])
+    page = memorised.page(captions, real, drawn.reshape(rows), near.pictures.reshape(rows))
     Image.fromarray(page).save(FLAGS.out, optimize=True)
-    print(f"nearest training picture of {len(drawn)} samples: {distance.mean():.4f}")
-    print(f"nearest training picture of {len(chosen)} real ones: {distance_of_real.mean():.4f}")
+    print(f"nearest training picture of {len(drawn)} samples: {near.distance.mean():.4f}")
+    print(f"nearest training picture of {len(real)} real ones: {near_real.distance.mean():.4f}")
     print(FLAGS.out)
 
 

@@ -26,16 +26,18 @@ VARIANTS = {
         "size=sd15", "size=sd21", "data=coco_captions,size=sd15",
     ),
     "recognition": ("", "tiny", "data=folder", "data=fashion_mnist,size=5", "size=16"),
+    "verification": ("", "tiny", "data=folder,margin=cosface"),
     "contrastive": ("", "tiny", "data=folder", "size=16,text=clip_l14"),
     "captioning": ("", "tiny", "data=folder", "data=coco_captions,size=16,decoder=gpt2"),
 }  # fmt: skip
 CASES = [(name, argument) for name, several in VARIANTS.items() for argument in several]
 TINY = [(name, argument) for name, argument in CASES if argument.startswith("tiny")]
 # Whole runs of three are fixtures of other tests (conftest.py), which compile the same anyway, and
-# the fourth takes long to compile.
-SLOW = [(name, "tiny") for name in ("diffusion", "recognition", "captioning")]
+# the others take long to compile.
+SLOW = [(name, "tiny") for name in ("diffusion", "recognition", "captioning", "verification")]
 SLOW.append(("diffusion", "tiny,condition=label"))
 STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in SLOW else ()) for c in TINY]
+LABELLED = ("recognition", "verification")
 COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract", "search")
 
 
@@ -58,7 +60,7 @@ def test_every_config_has_its_cases():
 @pytest.mark.parametrize(("name", "argument"), STEPS)
 def test_the_tiny_variant_steps(name, argument):
     config = load(name, argument)
-    classes = 3 if "label" in argument or name == "recognition" else 0
+    classes = 3 if "label" in argument or name in LABELLED else 0
     task = setup.make_task(config, Tokenizer(), classes)
     way = parallel.make(config.parallel, config.batch_size)
     step, state = setup.start(config, task)
@@ -81,7 +83,7 @@ def test_every_value_survives_json(name, argument):
 @pytest.mark.parametrize(("name", "argument"), CASES)
 def test_every_variant_builds_a_task(name, argument):
     config = load(name, argument)
-    classes = 3 if "label" in argument or name == "recognition" else 0
+    classes = 3 if "label" in argument or name in LABELLED else 0
     spec = setup.make_task(config, Tokenizer(), classes).batch_spec()
     assert spec["image"].shape == (config.data.resolution, config.data.resolution, 3)
 

@@ -20,16 +20,6 @@ def beside(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_nearest_picture_is_the_nearest():
-    random = np.random.default_rng(0)
-    others = random.integers(0, 256, (7, 4, 4, 3), np.uint8)
-    images = others[[5, 2]].copy()
-    images[1, 0, 0, 0] ^= 128  # one value differs by 128 of 255
-    places, distances = neighbours.nearest(images, others)
-    assert places.tolist() == [5, 2]
-    np.testing.assert_allclose(distances, [0, (128 / 255) ** 2 / 48], rtol=1e-6)
-
-
 def test_neighbours_writes_a_row_for_each_caption(beside, command):
     outcome = command(
         neighbours.main, "--run=run", "--count=3", "--samples=2", "--guidance=2", "--out=page.png"

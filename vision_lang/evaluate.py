@@ -1,6 +1,10 @@
 """Measures a trained run and writes its results.json.
 
     python -m vision_lang.evaluate --run=DIR [--split=test] [--count=1000]
+    python -m vision_lang.evaluate --run=DIR --classifier=RUN [--features=RUN ...]
+
+The second has other runs judge what a diffusion run draws, beside what its own config measures;
+what each says is in evaluators/judges.py.
 
 results.json is of the newest checkpoint, as at the end of training. Of others (--run=RUN@step,
 --weights=raw), or where --evaluators names some only, the figures are printed, and written where
@@ -23,6 +27,8 @@ from vision_lang import flags as commands
 from vision_lang.errors import InputError, choose
 
 FLAGS = flags.FLAGS
+# Flags that set fields of config.evaluators.generation.
+GENERATION = ("features", "layer", "allow_few", "captioner", "matcher", "classifier", "shown")
 
 
 def main() -> None:
@@ -34,6 +40,17 @@ def main() -> None:
     flags.DEFINE_list("evaluators", [], "Some of the run's config, or descriptions; none = all.")
     flags.DEFINE_integer("choices", None, "Descriptions to choose from.", lower_bound=2)
     by_description.define_flags()
+    flags.DEFINE_string("pictures", "", "A folder for the pictures that evaluators make.")
+    run = "RUN[@step][:ema|raw]"
+    flags.DEFINE_string("features", "", f"{run} in whose features what is drawn is compared.")
+    flags.DEFINE_string("layer", "", "Of --features; '' = its last one before the logits.")
+    flags.DEFINE_boolean("allow_few", False, "Accept fewer pictures than that has dimensions.")
+    flags.DEFINE_string("captioner", "", f"{run} that describes what is drawn.")
+    flags.DEFINE_string("matcher", "", f"{run} that matches what is drawn with its prompt.")
+    flags.DEFINE_string("classifier", "", f"{run} that recognises what is drawn.")
+    flags.DEFINE_integer(
+        "shown", 0, "How many are shown beside the nearest training picture.", lower_bound=0
+    )
     commands.run(_run)
 
 
@@ -52,6 +69,8 @@ def _run() -> None:
     setup.check_data(data, loaded.run)
     config = loaded.config.copy_and_resolve_references().unlock()
     _select(config)
+    if judged := {name: FLAGS[name].value for name in GENERATION if FLAGS[name].present}:
+        _add_judges(config.evaluators, judged)
     if FLAGS.split:
         data.open(FLAGS.split)  # an unknown split is refused before anything is computed
         for evaluator in config.evaluators.values():
@@ -60,22 +79,29 @@ def _run() -> None:
         if FLAGS.count and "final_count" in evaluator:
             evaluator.final_count = FLAGS.count
     way = parallel.make(config.parallel)
-    context = Context(config, loaded.task, data, loaded.tokenizer, way)
+    context = Context(config, loaded.task, data, loaded.tokenizer, way, setup.load)
     averages = list(config.ema.keys())
     weights = {averages[0] if averages else "raw": loaded.variables}
     newest = not (FLAGS.weights or loaded.step_given)
     if newest and averages:  # the same names as at the end of training
         weights["raw"] = setup.load(FLAGS.run, "raw").variables
     results: dict[str, float] = {}
+    notes: dict[str, str] = {}
     for evaluator in make_evaluators(context).values():
-        results |= evaluator(weights, True).numbers
+        found = evaluator(weights, True)
+        results |= found.numbers
+        notes |= found.notes
+        if FLAGS.pictures:
+            _write_pictures(found.pictures)
     if not results:
         raise InputError(f"The run's evaluators measure nothing on the split '{FLAGS.split}'.")
     width = max(map(len, results))
     for name, value in sorted(results.items()):
         print(f"{name:{width}s}  {np.round(value, 6):g}")
+    for what, note in notes.items():
+        print(f"{what}: {note}")
     if FLAGS.out:
-        commands.write_record(FLAGS.out, results | {"source": loaded.source})
+        commands.write_record(FLAGS.out, {**results, "source": loaded.source, **notes})
         print(f"written to {FLAGS.out}")
     elif newest and not FLAGS.evaluators:
         records.write_results(loaded.run, results, keep_other_splits=True)
@@ -103,11 +129,36 @@ def _select(config: ConfigDict) -> None:
         evaluator.update(given)
 
 
+def _add_judges(evaluators: ConfigDict, judged: dict[str, object]) -> None:
+    """Sets fields of the evaluator `generation`, which a run's config need not have."""
+    import dataclasses
+
+    from vision_lang.evaluators.generation import Generation
+
+    if "generation" not in evaluators:
+        evaluators.generation = ConfigDict(dataclasses.asdict(Generation()))
+    evaluators.generation.update(judged, splits=())  # nothing is drawn at a period here
+
+
+def _write_pictures(pictures: dict[str, np.ndarray]) -> None:
+    """Writes what evaluators show as PNG files, named like `nearest_test.png`."""
+    from etils import epath
+    from PIL import Image
+
+    folder = epath.Path(FLAGS.pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        path = folder / f"{name.replace('/', '_')}.png"
+        with path.open("wb") as file:
+            Image.fromarray(picture).save(file, "PNG")
+        print(path)
+
+
 def _restrict(evaluator: ConfigDict, split: str) -> None:
     """Points an evaluator at one split."""
-    for several in ("splits", "final_splits"):
-        if several in evaluator:
-            evaluator[several] = (split,)
+    several = "final_splits" if "final_splits" in evaluator else "splits"  # this is the end
+    if several in evaluator:
+        evaluator[several] = (split,)
     if "split" in evaluator:
         evaluator.split = split
 

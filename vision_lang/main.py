@@ -25,7 +25,10 @@ from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
 # Of the results, at the end of a run.
-SHOWN = ("loss", "top1", "scene_right", "bleu4", "cider", "t2i_recall1", "i2t_recall1")
+SHOWN = (
+    "loss", "top1", "accuracy", "scene_right", "bleu4", "cider", "t2i_recall1", "i2t_recall1",
+    "recognised",
+)  # fmt: skip
 # What to try next.
 USE = {
     "recognition": "recognize --run={} IMAGE",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from ml_collections import ConfigDict
 
 from vision_lang.data import pictures, texts
 from vision_lang.errors import InputError, choose
+from vision_lang.evaluators import features
 from vision_lang.models.text_encoder import mean_of_tokens
 from vision_lang.over_inputs import Reader, Rows
-from vision_lang.runs import records
 from vision_lang.training.setup import Loaded
 
 
@@ -21,7 +22,8 @@ class Kind(NamedTuple):
     """What features are of.
 
     reader: of a run, makes batches of them as in its evaluation.
-    prefix: of `network` in their recipe, as in "vgg_pool5".
+    prefix: of `network` in their recipe, but for a number.
+    network: (config, layer) -> that, as in "vgg11_pool5".
     of_run: the config of a run -> whether its network takes them.
     layers: (task, variables, a batch of the reader) -> {name: [b, ...]}.
     resize: config -> how they are brought to one size, in words.
@@ -29,6 +31,7 @@ class Kind(NamedTuple):
 
     reader: Callable[[Loaded], Reader]
     prefix: str
+    network: Callable[[ConfigDict, str], str]
     of_run: Callable[[ConfigDict], bool]
     layers: Callable[[Any, Any, dict], dict[str, Any]]
     resize: Callable[[ConfigDict], str]
@@ -38,6 +41,7 @@ KINDS = {
     "pictures": Kind(
         lambda loaded: pictures.Reader(loaded.config.data),
         "vgg",
+        features.network,
         lambda config: config.task != "diffusion",
         lambda task, variables, batch: task.layers(variables, batch["image"]),
         lambda config: f"{config.data.crop} to {config.data.resolution} px",
@@ -45,6 +49,7 @@ KINDS = {
     "texts": Kind(
         lambda loaded: texts.Reader(loaded.tokenizer, loaded.config.data),
         "text",
+        lambda config, layer: f"text_{layer}",
         lambda config: config.task == "contrastive" or _draws_from_text(config),
         lambda task, variables, batch: task.text_layers(
             variables, batch["tokens"], batch["text_mask"]
@@ -59,14 +64,14 @@ def _draws_from_text(config: ConfigDict) -> bool:
 
 
 def kind_of(network: str) -> tuple[str, str]:
-    """The kind and the layer of features, by their recipe: "vgg_pool5" -> ("pictures", "pool5").
+    """The kind and the layer of features, by their recipe: "vgg11_pool5" -> ("pictures", "pool5").
 
     Raises:
       InputError: no run of ours made them.
     """
     prefix, _, layer = network.partition("_")
     for name, kind in KINDS.items():
-        if kind.prefix == prefix and layer:
+        if kind.prefix == prefix.rstrip("0123456789") and layer:
             return name, layer
     raise InputError(f"Features of the network '{network}' are none that extract makes of a run.")
 
@@ -88,19 +93,16 @@ def layer_of(loaded: Loaded, what: str, layer: str, spatial: bool) -> str:
         raise InputError(
             f"Run '{loaded.run.root}' is a {config.task} run: it has no features of {what} to give."
         )
-    names: list[str] = []  # JAX sorts those of a dictionary that comes out of it
-
-    def traced(variables, batch):
-        names.extend(kind.layers(loaded.task, variables, batch))
-
     example = loaded.task.batch_spec()
     batch = {name: jax.ShapeDtypeStruct((1, *s.shape), s.dtype) for name, s in example.items()}
-    jax.eval_shape(traced, loaded.variables, batch)
+    layers = functools.partial(kind.layers, loaded.task)
+    shapes = features.layer_shapes(layers, loaded.variables, batch)
     if layer:
-        return choose(dict(zip(names, names, strict=True)), layer, "layer")
-    if "embedding" in names and not spatial:
+        choose(shapes, layer, "layer")
+        return layer
+    if "embedding" in shapes and not spatial:
         return "embedding"
-    return [name for name in names if name not in ("logits", "embedding")][-1]
+    return [name for name in shapes if name not in ("logits", "embedding")][-1]
 
 
 def rows(loaded: Loaded, what: str, layer: str, spatial: bool) -> Rows:
@@ -124,7 +126,7 @@ def recipe(loaded: Loaded, what: str, layer: str) -> dict[str, str]:
     """What the features can be compared by, see data/features.py."""
     kind = KINDS[what]
     return {
-        "network": f"{kind.prefix}_{layer}",
-        "network_hash": records.digest(loaded.variables)[:16],
+        "network": kind.network(loaded.config, layer),
+        "network_hash": loaded.digest,
         "resize": kind.resize(loaded.config),
     }

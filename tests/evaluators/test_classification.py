@@ -79,7 +79,7 @@ def test_several_labels_by_hand(monkeypatch):
     config = ConfigDict({"task": "recognition", "multi_label": True, "data": {"resolution": 2}})
     task = SimpleNamespace(probabilities=lambda variables, images: images)
     way = SimpleNamespace(forward=lambda rows: rows, devices=1, place=lambda batch: batch)
-    context = Context(config, task, data, None, way)
+    context = Context(config, task, data, None, way, None)
     found = classification.make(ConfigDict(own), context)({"raw": None}, True)
     assert asked["multi_label"] and asked["classes"] == 3
     # a: right are the 1st and the 3rd of 0.9, 0.7, 0.4, 0.1; b: the 1st and 3rd of 0.6, 0.4, 0.3.

@@ -58,7 +58,7 @@ def test_captions_of_the_built_in_world(trained):
     config = captioning.get_config("tiny").unlock()
     config.data.dir = str(trained.parent / "data")
     words = tokenizer.load(trained / "tokenizer.json")
-    context = Context(config, None, sources.prepare(config.data), words, None)
+    context = Context(config, None, sources.prepare(config.data), words, None, load=None)
     source = context.data.open("test")
     asked = descriptions.of_captions(context, source, 12, 4)
     captions = [texts[0] for texts in source.captions()]

@@ -27,7 +27,9 @@ EVALUATORS = {
         "shown": 0,
     },
     "probe": {"layer": "x", "train_split": "train", "splits": ("validation",), "batch_size": 4},
-    "verification": {"layer": "x", "splits": ("validation",), "batch_size": 4},
+    "verification": {
+        "layer": "x", "splits": ("validation",), "final_splits": ("test",), "batch_size": 4,
+    },
     "samples": {"prompts": (), "count": 3, "columns": 3, "device_batch": 4},
     "shapes_oracle": {"splits": ("validation",), "count": 4, "final_count": 8, "device_batch": 4},
 }  # fmt: skip
@@ -47,7 +49,7 @@ def build(directory, text, length=12):
     config.decoding = ConfigDict(dataclasses.asdict(Decoding()))
     parallel = SimpleNamespace(forward=lambda rows: rows, devices=1, alone=None)
     task, words = SimpleNamespace(condition="text"), tokenizer.train(["a cat", "a dog"], 300)
-    return Context(config, task, sources.prepare(data), words, parallel)
+    return Context(config, task, sources.prepare(data), words, parallel, None)
 
 
 @pytest.fixture
@@ -69,7 +71,7 @@ def make(context, kind, **changes):
         ("classification", {"splits": ("val",)}, "split .*'val'"),
         ("probe", {"train_split": "trian"}, "split .*'trian'.*'train'"),
         ("probe", {"splits": ("test",)}, "split .*'test'"),
-        ("verification", {"splits": ("test",)}, "split .*'test'"),
+        ("verification", {"final_splits": ("tset",)}, "split .*'tset'"),
         ("samples", {"prompts": ("a cat", "a dog " * 6)}, r"a dog.*has \d+ tokens.*room for 10"),
         ("shapes_oracle", {"splits": ("test_unseen",)}, "split .*'test_unseen'"),
         ("shapes_oracle", {}, "caption 'a dog' .*'validation': Unknown word .*:data=NAME"),

@@ -20,7 +20,7 @@ def context(trained):
     config = diffusion.get_config("tiny").unlock()
     config.data.dir = str(trained.parent / "data")
     words = tokenizer.load(trained / "tokenizer.json")
-    return Context(config, None, sources.prepare(config.data), words, None)
+    return Context(config, None, sources.prepare(config.data), words, None, None)
 
 
 def results(context, monkeypatch, picture):

@@ -21,7 +21,7 @@ def context(trained):
     config = loaded.config.copy_and_resolve_references().unlock()
     config.data.dir = str(trained.parent / "data")
     data = sources.prepare(config.data)
-    return Context(config, loaded.task, data, loaded.tokenizer, parallel.make("pmap"))
+    return Context(config, loaded.task, data, loaded.tokenizer, parallel.make("pmap"), setup.load)
 
 
 @pytest.fixture(scope="module")

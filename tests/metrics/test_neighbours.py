@@ -75,3 +75,15 @@ def test_refusals():
         neighbours.support(x, x, k_precision=0)
     with pytest.raises(InputError, match="dimensions differ"):
         neighbours.support(x, x[:, :1])
+
+
+def test_the_nearest_is_the_nearest_in_slices_too(monkeypatch):
+    random = np.random.default_rng(0)
+    others = random.integers(0, 256, (7, 48))
+    points = others[[5, 2, 2]].copy()
+    points[1, 0] ^= 128  # one value differs by 128
+    monkeypatch.setattr(arrays, "SLICE_ENTRIES", 14)
+    places, squared = neighbours.nearest(points.astype(np.uint8), others.astype(np.uint8))
+    assert places.tolist() == [5, 2, 2] and squared.tolist() == [0, 128**2, 0]
+    with pytest.raises(InputError, match="dimensions differ: 48 and 47"):
+        neighbours.nearest(points, others[:, 1:])

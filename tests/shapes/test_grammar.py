@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from vision_lang.errors import InputError
-from vision_lang.shapes.grammar import Description, Mention, caption, describe, meaning, parse
+from vision_lang.shapes.grammar import (
+    Description,
+    Mention,
+    agree,
+    caption,
+    describe,
+    meaning,
+    parse,
+)
 from vision_lang.shapes.scene import Object, Scene
 
 RED_CIRCLE, BLUE_SQUARE = Mention("circle", "red"), Mention("square", "blue")
@@ -202,3 +210,32 @@ def test_meaning_is_what_paraphrases_share():
         "a red circle left of a blue square, and a green ring",
     ]
     assert len({meaning(text) for text in same + other}) == 1 + len(other)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [
+        ("a red circle above a blue square", "a blue box below a crimson disc", True),
+        ("a red circle above a blue square", "a blue square above a red circle", False),
+        ("a red circle above a blue square", "a red circle left of a blue square", False),
+        ("a red circle above a blue square", "two objects: a red circle and a blue square", True),
+        ("a red circle above a blue square", "a red circle above a blue ring", False),
+        ("a red circle above a blue square", "a red circle", False),
+        ("a small red circle", "a red circle on a white background", True),
+        ("a small red circle", "a large red circle", False),
+        ("a red circle on a black background", "a red circle on a white background", False),
+    ],
+)
+def test_captions_agree_where_both_state_something(a, b, wanted):
+    assert agree(a, b) is agree(b, a) is wanted
+
+
+def test_all_captions_of_a_scene_of_one_or_two_agree():
+    rng = np.random.default_rng(0)
+    circle, square = (
+        Object("circle", "red", "small", 0.2, 0.5),
+        Object("square", "blue", "large", 0.7, 0.4),
+    )
+    for objects in ((circle,), (circle, square)):
+        texts = [caption(Scene(objects, "grey"), rng) for _ in range(12)]
+        assert len(set(texts)) > 6 and all(agree(texts[0], text) for text in texts)

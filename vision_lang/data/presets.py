@@ -26,6 +26,8 @@ class Preset:
     A text key may name several fields, separated by commas; each may hold a list.
     splits: our name -> TFDS split expression; None = the data set's own names, and where there
       is no validation split, the last tenth of train (so too for `folder` and `idx`).
+    by_label: instead, all that there is by its class: train, validation and test have different
+      ones (80, 10 and 10 % of them, by a hash of the name).
     resolution, crop, flip, background: what `fields` writes into the config.
     template: phrase for a class: {a} its name with the article, {name} without.
     phrases: class name -> words, where the stored name does not read well.
@@ -35,6 +37,7 @@ class Preset:
     label: str = ""
     text: str = ""
     splits: Splits | None = None
+    by_label: bool = False
     resolution: int = 64
     crop: str = "resize"
     flip: bool = False
@@ -84,11 +87,15 @@ PRESETS: dict[str, Preset] = {
         splits={"train": "train", "validation": "validation", "test": "test"},
         template="a photo of {a}, a type of flower",
     ),
-    # TFDS has one split and stores it in hashed order. People occur in several of these parts:
-    # for verification, split by person instead.
+    # TFDS has one split and stores it in hashed order. People occur in several of these parts.
     "lfw": Preset(
         image="image", label="label", resolution=64, template="a photo of {name}",
         splits={"train": "train[:80%]", "validation": "train[80%:90%]", "test": "train[90%:]"},
+    ),
+    # The same pictures for verification: nobody occurs in two parts.
+    "lfw_people": Preset(
+        image="image", label="label", resolution=64, template="a photo of {name}", flip=True,
+        by_label=True, tfds="lfw",
     ),
 }  # fmt: skip
 

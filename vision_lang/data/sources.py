@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
@@ -22,6 +23,7 @@ from tensorflow_datasets.core.decode import DeserializeMethod
 
 from vision_lang.data import presets
 from vision_lang.data.builders import copies
+from vision_lang.data.builders.folder_index import split_of
 from vision_lang.data.reading import CACHE_BYTES, Keys, Records, Source
 from vision_lang.errors import InputError, choose
 
@@ -46,6 +48,7 @@ class Prepared:
     directory: epath.Path
     _builder: Any
     _expressions: dict[str, str]
+    _rows: dict[str, np.ndarray]  # split -> its places in what the expression names; {} = all
     _keys: Keys
     _label_ids: dict[str, int] | None
     _preset: presets.Preset
@@ -68,6 +71,8 @@ class Prepared:
         names = self.class_names or []
         phrases = tuple(presets.phrase(name, self._preset) for name in names)
         source = Source(split, records, self._keys, self._label_ids, phrases, self._background)
+        if self._rows:
+            source = source.only(self._rows[split])
         if self._where is None:
             return source
         source = source.where(*self._where)
@@ -90,11 +95,16 @@ def prepare(data: ConfigDict) -> Prepared:
     if own:  # our builders write the splits under our names, whatever a preset says of TFDS's
         preset = dataclasses.replace(preset, splits=None)
     expressions = _split_expressions(list(builder.info.splits), preset)
-    counts = {name: int(builder.info.splits[e].num_examples) for name, e in expressions.items()}
-    if not any(counts.values()):
-        raise InputError(f"The data set at {builder.data_path} has no examples.")
     keys = _find_keys(builder, data, preset)
     class_names, label_ids = _classes(builder, keys)
+    counts = {name: int(builder.info.splits[e].num_examples) for name, e in expressions.items()}
+    rows = {}
+    if preset.by_label:
+        rows = _rows_by_label(builder, keys, class_names or [], label_ids)
+        expressions = dict.fromkeys(rows, "+".join(builder.info.splits))
+        counts = {name: len(places) for name, places in rows.items()}
+    if not any(counts.values()):
+        raise InputError(f"The data set at {builder.data_path} has no examples.")
     fingerprint = fingerprint or _fingerprint(builder)
     logging.info(
         "Data set %s at %s, fingerprint %s: %s", data.name, builder.data_path, fingerprint,
@@ -108,6 +118,7 @@ def prepare(data: ConfigDict) -> Prepared:
         directory=epath.Path(builder.data_path),
         _builder=builder,
         _expressions={name: text for name, text in expressions.items() if counts[name]},
+        _rows=rows,
         _keys=keys,
         _label_ids=label_ids,
         _preset=preset,
@@ -201,6 +212,18 @@ def _split_expressions(stored: Sequence[str], preset: presets.Preset) -> dict[st
     if "train" in found and "validation" not in found:
         found.update(train="train[:90%]", validation="train[90%:]")
     return found
+
+
+def _rows_by_label(
+    builder: Any, keys: Keys, class_names: Sequence[str], label_ids: dict[str, int] | None
+) -> dict[str, np.ndarray]:
+    """Split -> places of its examples among all: a class is in one split, by a hash of its name."""
+    everything = _raw_records(builder, "+".join(builder.info.splits))
+    labels = Source("all", everything, keys, label_ids, (), (0, 0, 0)).labels()
+    of_class = np.array([split_of(name) for name in class_names])
+    known = np.flatnonzero(labels >= 0)
+    own = of_class[labels[known]]
+    return {name: known[own == name] for name in ("train", "validation", "test")}
 
 
 def _where(builder: Any, data: ConfigDict) -> tuple[str, str] | None:

@@ -7,6 +7,7 @@ from vision_lang.evaluators import (
     captions,
     classification,
     descriptions,
+    generation,
     probe,
     retrieval,
     samples,
@@ -27,6 +28,7 @@ EVALUATORS = {
     "verification": verification.make,
     "samples": samples.make,
     "shapes_oracle": shapes_oracle.make,
+    "generation": generation.make,
 }
 
 

@@ -20,13 +20,18 @@ Weights = dict[str, Any]  # "raw" and the names of the averages -> a task's vari
 
 @dataclass(frozen=True)
 class Context:
-    """The run that is evaluated: its task, data, tokenizer and devices."""
+    """The run that is evaluated: its task, data, tokenizer and devices.
+
+    load: 'RUN[@step][:ema|raw]' -> another run that judges it (training.setup.load, which lies
+      above this floor, as the devices do).
+    """
 
     config: ConfigDict
     task: Any
     data: Prepared
     tokenizer: Tokenizer
-    parallel: Any  # training.parallel.Parallel, which lies above this floor
+    parallel: Any  # training.parallel.Parallel
+    load: Callable[[str], Any]
 
     @property
     def encode(self) -> Callable[[str], tuple[np.ndarray, np.ndarray]] | None:
@@ -67,10 +72,12 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """numbers: "<split>/<metric>" -> float; pictures: name -> uint8 [H, W, 3]."""
+    """numbers: "<split>/<metric>" -> float; pictures: name -> uint8 [H, W, 3]; notes: what some of
+    the numbers were measured with, in words, to be kept beside them."""
 
     numbers: dict[str, float]
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 # (weights, whether the run is over) -> Result

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vision_lang import keys as random_keys
+from vision_lang.evaluators.batches import batched
 from vision_lang.tasks.diffusion import Diffusion, Sampling, to_uint8
 
 # (variables, tokens [N, L], mask [N, L], label [N], number [N]) -> uint8 pictures, batch by batch
@@ -34,17 +35,10 @@ def drawer(
         condition = task.make_condition(batch["tokens"], batch["mask"], batch["label"])
         return to_uint8(task.sample(variables, condition, keys, sampling))
 
-    forward = parallel.forward(rows)
-    size = device_batch * parallel.devices
+    run = batched(parallel, rows, device_batch)
 
     def draw(variables, tokens, mask, label, number) -> Iterator[np.ndarray]:
-        for start in range(0, len(tokens), size):
-            part = {"tokens": tokens, "mask": mask, "label": label, "number": number}
-            part = {name: np.asarray(x)[start : start + size] for name, x in part.items()}
-            count = len(part["tokens"])
-            fill = np.arange(size) % count  # padding: rows that are there, drawn again
-            batch = {name: x[fill] for name, x in part.items()}
-            yield np.asarray(forward(variables, parallel.place(batch)))[:count]
+        return run(variables, {"tokens": tokens, "mask": mask, "label": label, "number": number})
 
     return draw
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from vision_lang.data import pipeline, presets
 from vision_lang.data.builders import shapes as shapes_builder
+from vision_lang.evaluators.batches import batched
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.metrics import retrieval
 from vision_lang.shapes import grammar, oracle
@@ -27,7 +28,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     task, parallel, run = context.task, context.parallel, context.config
     shapes = presets.is_shapes(run.data.name)
     of_image = parallel.forward(lambda variables, x: task.embed_images(variables, x))
-    of_text = parallel.forward(lambda variables, x: task.embed_texts(variables, *x))
+    embed = lambda variables, x: task.embed_texts(variables, *x)  # noqa: E731
+    of_text = batched(parallel, embed, config.batch_size)
     size = config.batch_size * parallel.devices
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
 
@@ -39,13 +41,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         return np.concatenate(found)[: len(source)]
 
     def texts(variables, captions):
-        tokens, mask = context.tokenizer.encode_batch(captions, run.data.text_length)
-        fill = np.arange(-(-len(tokens) // size) * size) % len(tokens)  # padding: rows again
-        found = [
-            of_text(variables, parallel.place((tokens[rows], mask[rows])))
-            for rows in np.split(fill, len(fill) // size)
-        ]
-        return np.concatenate(found)[: len(captions)]
+        words = context.tokenizer.encode_batch(captions, run.data.text_length)
+        return np.concatenate(list(of_text(variables, words)))
 
     @functools.cache  # the same at every period
     def asked(split):

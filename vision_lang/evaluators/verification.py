@@ -16,16 +16,15 @@ from vision_lang.metrics import pairs, verification
 
 
 def make(config: ConfigDict, context: Context) -> Evaluator:
-    """config: layer, splits, folds, per_fold (the most pairs of either kind in a fold), far
-    (false-accept rates), batch_size (rows per device). The run's seed draws the pairs."""
-    for split in config.splits:
-        context.data.check(split)
+    """config: layer, splits, final_splits (at the end), folds, per_fold (the most pairs of either
+    kind in a fold), far (false-accept rates), batch_size (rows per device). The run's seed draws
+    the pairs."""
+    wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
     extract = extractor(context, config.layer, config.batch_size)
 
     def evaluate(weights: Weights, final: bool) -> Result:
-        del final
         numbers: dict[str, float] = {}
-        for split in config.splits:
+        for split in wanted[final]:
             features, labels = extract(context.best(weights), split)
             chosen = pairs.derive(
                 labels, context.config.seed, folds=config.folds, per_fold=config.per_fold

@@ -91,6 +91,28 @@ def support(
     )
 
 
+def nearest(points: Array, others: Array) -> tuple[np.ndarray, np.ndarray]:
+    """The nearest of `others` [M, D] to each of `points` [N, D], the first where several are.
+
+    Returns:
+      Its index, int64 [N], and the squared distance, [N]. Of whole numbers, as pixels are,
+      distances are exact.
+
+    Raises:
+      InputError: the dimensions differ.
+    """
+    x, y = arrays.features(points), arrays.features(others)
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"The dimensions differ: {x.shape[1]} and {y.shape[1]}.")
+    x_squares, y_squares = np.square(x).sum(axis=1), np.square(y).sum(axis=1)
+    places, distances = np.empty(len(x), np.int64), np.empty(len(x))
+    for rows in arrays.slices(len(x), len(y)):
+        d = _squared_distances(x[rows], y, x_squares[rows], y_squares)
+        places[rows] = d.argmin(axis=1)
+        distances[rows] = np.maximum(d.min(axis=1), 0.0)
+    return places, distances
+
+
 def _squared_distances(
     x: np.ndarray, y: np.ndarray, x_squares: np.ndarray, y_squares: np.ndarray
 ) -> np.ndarray:

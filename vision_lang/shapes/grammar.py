@@ -160,6 +160,34 @@ def meaning(text: str | Description) -> tuple:
     return tuple(sorted(kinds)), tuple(sorted(stated))
 
 
+def agree(a: str, b: str) -> bool:
+    """Whether two captions tell of the same objects, and contradict each other in nothing else.
+
+    A size, a background or the relation of two objects counts where both state it.
+
+    Raises:
+      InputError: one of them is not of this grammar.
+    """
+    first, second = parse(a), parse(b)
+    if meaning(first)[0] != meaning(second)[0]:
+        return False
+    left, right = _particulars(first), _particulars(second)
+    return all(left[what] == right[what] for what in left.keys() & right.keys())
+
+
+def _particulars(d: Description) -> dict[Any, str | None]:
+    """What is stated beyond the objects: sizes by kind, relations by pair, the background."""
+    kinds = [(m.colour, m.shape) for m in d.objects]
+    stated: dict[Any, str | None] = {
+        kind: m.size for kind, m in zip(kinds, d.objects, strict=True) if m.size
+    }
+    for i, name, j in d.relations:
+        turned = kinds[i] > kinds[j]
+        pair = (kinds[j], kinds[i]) if turned else (kinds[i], kinds[j])
+        stated[pair] = INVERSE[name] if turned else name
+    return stated | ({"background": d.background} if d.background else {})
+
+
 def _vocabulary() -> dict[tuple[str, ...], tuple[str, Any]]:
     """Maps each phrase, as a tuple of words, to (kind, value)."""
     table: dict[str, tuple[str, Any]] = {}

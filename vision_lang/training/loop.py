@@ -56,7 +56,7 @@ def train(
 
     # Everything a run is made of. -----------------------------------------------------------------
     job = setup.make(config, run)
-    context = Context(config, job.task, job.data, job.tokenizer, job.parallel)
+    context = Context(config, job.task, job.data, job.tokenizer, job.parallel, setup.load)
     evaluators = make_evaluators(context)
     record = provenance.collect(command, config_lib.fingerprint(config), job.data.fingerprint)
 
@@ -166,6 +166,8 @@ def evaluate(
         began = time.perf_counter()
         result = evaluator(weights, final)
         logging.info("%s at step %d: %.1f s", name, step, time.perf_counter() - began)
+        for what, note in result.notes.items():
+            logging.info("%s: %s", what, note)
         total = Result(total.numbers | result.numbers, total.pictures | result.pictures)
     writer.scalars(step, total.numbers)
     for name, picture in total.pictures.items():

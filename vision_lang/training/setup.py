@@ -18,7 +18,7 @@ from vision_lang import keys as random_keys
 from vision_lang import tasks
 from vision_lang.data import sources, tokenizer
 from vision_lang.errors import InputError
-from vision_lang.runs import checkpoint, files, trees
+from vision_lang.runs import checkpoint, files, records, trees
 from vision_lang.runs import folder as folder_lib
 from vision_lang.tasks.facts import DataFacts
 from vision_lang.training import optimizer, parallel, state
@@ -187,7 +187,7 @@ def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
 
     `ema` (the default where the run has one) is the run's first average.
     """
-    path, _, which = spec.partition(":") if spec.endswith((":ema", ":raw")) else (spec, "", "")
+    path, which = _path_and_weights(spec)
     path, step = _path_and_step(path)
     run = folder_lib.open(path, checkpoint=True)
     averages = list(run.read_config().ema.keys())
@@ -202,6 +202,12 @@ def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
     flat = {f"params/{path}": leaf for path, leaf in _flat(parts[name]).items()}
     flat |= {f"params/{path}": leaf for path, leaf in _flat(parts["frozen"]).items()}
     return f"{path}@{found} ({average or 'raw'})", flat | _flat(parts["mutable"])
+
+
+def _path_and_weights(spec: str) -> tuple[str, str]:
+    """'RUN@1000:raw' -> ('RUN@1000', 'raw'); a path may hold a colon elsewhere."""
+    path, _, which = spec.rpartition(":")
+    return (path, which) if which in ("ema", "raw") and path else (spec, "")
 
 
 def _path_and_step(spec: str) -> tuple[str, int | None]:
@@ -229,22 +235,28 @@ class Loaded:
     source: str  # run, step and weights, in words
     step_given: bool  # a certain step was asked for, not the newest
 
+    @property
+    def digest(self) -> str:
+        """Tells these weights from others: the first 16 digits of their sha256."""
+        return records.digest(self.variables)[:16]
+
 
 def load(path: str, weights: str = "") -> Loaded:
     """Loads a run for inference: no data set and no optimizer is touched.
 
     Args:
-      path: 'RUN' or 'RUN@step'.
-      weights: 'ema', 'raw', or '' = the average where there is one.
+      path: 'RUN[@step]', or with its weights as 'RUN[@step][:ema|raw]'.
+      weights: 'ema', 'raw', or '' = as `path` says, else the average where there is one.
 
     Raises:
       InputError: no such run, it has no finished checkpoint, or its config is of another version
         of the code.
     """
-    folder, step = _path_and_step(path)
+    spec = f"{path}:{weights}" if weights else path
+    folder, step = _path_and_step(_path_and_weights(spec)[0])
     run = folder_lib.open(folder, checkpoint=True)
     config = run.read_config()
-    source, flat = weights_of(path + (f":{weights}" if weights else ""))
+    source, flat = weights_of(spec)
     words = tokenizer.load(run.tokenizer)
     class_names = json.loads(run.data.read_text())["class_names"]
     try:

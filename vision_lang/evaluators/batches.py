@@ -1,0 +1,37 @@
+"""A function of rows, over any number of them, in batches of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+# (variables, a tree of arrays [N, ...]) -> what the function makes of them, batch by batch
+Batched = Callable[[Any, Any], Iterator[Any]]
+
+
+def batched(parallel: Any, rows: Callable[[Any, Any], Any], device_batch: int) -> Batched:
+    """Returns `rows` over any number of examples.
+
+    The last batch is filled up with rows that are there, so that one program is compiled.
+
+    Args:
+      parallel: the devices (training.parallel.Parallel).
+      rows: (variables, a tree of [b, ...]) -> a tree of [b, ...], each row on its own.
+      device_batch: rows per device of the compiled program.
+    """
+    forward = parallel.forward(rows)
+    size = device_batch * parallel.devices
+
+    def run(variables: Any, examples: Any) -> Iterator[Any]:
+        total = len(jax.tree.leaves(examples)[0])
+        for start in range(0, total, size):
+            count = min(size, total - start)
+            place = start + np.arange(size) % count
+            part = jax.tree.map(lambda x, place=place: np.asarray(x)[place], examples)
+            found = forward(variables, parallel.place(part))
+            yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found)
+
+    return run
