@@ -7,6 +7,16 @@ Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.da
 row of models.vgg.VGGS), decoder (a row of models.text_decoder.TEXT_DECODERS). The encoder learns
 too; --config.init.encoder=RUN begins with another run's, and
 '--config.optimizer.frozen=("encoder/.*",)' leaves it as it is.
+
+What was tried on the built-in world, one run each, batches of 64: the training loss after so many
+steps, and the part of 256 validation scenes that were described right. What comes last is how two
+objects stand to each other: until then the loss lies on a plateau at .70, and 5 of 10 are right.
+
+    decoder's matrices   init   attended map      200    500    700    1,000    right
+    AdamW                .02    8x8 (conv3_2)    1.07    .74    .72    .70      58 % after 1,000
+    Muon                 .02    8x8               .90    .72    .71
+    Muon                 .02    4x4 (conv4_2)     .99    .74
+    Muon                 .09    8x8               .85    .73    .70    .67      79 % after 1,000
 """
 
 import dataclasses
