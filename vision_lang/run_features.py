@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     """What features are of.
 
     reader: of a run, makes batches of them as in its evaluation.
-    prefix: of `network` in their recipe, but for a number.
+    prefix: what `network` in their recipe begins with.
     network: (config, layer) -> that, as in "vgg11_pool5".
     of_run: the config of a run -> whether its network takes them.
     layers: (task, variables, a batch of the reader) -> {name: [b, ...]}.
@@ -71,7 +71,7 @@ def kind_of(network: str) -> tuple[str, str]:
     """
     prefix, _, layer = network.partition("_")
     for name, kind in KINDS.items():
-        if kind.prefix == prefix.rstrip("0123456789") and layer:
+        if prefix.startswith(kind.prefix) and layer:
             return name, layer
     raise InputError(f"Features of the network '{network}' are none that extract makes of a run.")
 
