@@ -89,6 +89,13 @@ def test_a_test_split_that_is_not_there_is_named_and_left_out(context, caplog, k
     assert evaluate({"raw": None}, True).numbers == {}
 
 
+def test_a_field_that_an_older_run_lacks_is_named(context):
+    fields = {k: v for k, v in EVALUATORS["classification"].items() if k != "shown"}
+    context.config.evaluators = ConfigDict({"mine": {"kind": "classification"} | fields})
+    with pytest.raises(InputError, match="config.evaluators.mine lacks a field: .*shown"):
+        make_evaluators(context)
+
+
 def test_the_datas_own_captions_may_be_long(tmp_path):
     """They are cut, as they are in training."""
     make(build(tmp_path, "a dog and a cat", length=3), "samples")

@@ -46,4 +46,6 @@ def make_evaluators(context: Context) -> dict[str, Evaluator]:
             made[name] = make(config, context)
         except InputError as error:
             raise InputError(f"config.evaluators.{name}: {error}") from error
+        except AttributeError as error:  # of a run that another version of the code made
+            raise InputError(f"config.evaluators.{name} lacks a field: {error}.") from error
     return made

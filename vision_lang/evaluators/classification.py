@@ -29,7 +29,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: splits, final_splits (at the end), batch_size (rows per device), flip (the mean of
     the answers to a picture and to its mirror image counts), shown (examples in the picture)."""
     task, parallel = context.task, context.parallel
-    names = context.data.class_names or []
+    names, shown_count = context.data.class_names or [], config.shown
 
     def rows(variables, images):
         answer = lambda x: task.probabilities(variables, x)  # noqa: E731
@@ -48,7 +48,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             batch_size=config.batch_size * parallel.devices, classes=context.classes,
             multi_label=context.multi_label,
         )  # fmt: skip
-        chosen = np.arange(config.shown) * len(source) // max(config.shown, 1)
+        chosen = np.arange(shown_count) * len(source) // max(shown_count, 1)
         answers, labels, places, pictures = [], [], [], {}
         for batch in batches:
             kept = batch["weight"] > 0
