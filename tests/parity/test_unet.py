@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,12 @@ CASES = {
         (6, 8),
         0,
     ),
-    "attention below only, classes": (UNETS["tiny"], (8, 8), 5),
+    # What diffusers has not is left out.
+    "attention below only, classes": (
+        dataclasses.replace(UNETS["tiny"], positions=False, pooled_text=False),
+        (8, 8),
+        5,
+    ),
     "the time scales and shifts": (
         UNetSpec((8, 16), (1, 0), heads=(2, 2), layers=1, groups=4, scale_shift=True),
         (6, 8),
