@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.task = "contrastive"
     config.loss = "softmax"  # a row of tasks.contrastive.LOSSES: "softmax" (CLIP) | "sigmoid"
 
-    config.steps = 3_000
+    config.steps = 2_000
     config.batch_size = 128
     config.eval_every = 1_000
     config.save_every = 1_000
