@@ -45,6 +45,7 @@ def _run(places: list[str]) -> None:
     from vision_lang.training import devices
 
     devices.set_up()
+    from vision_lang import tasks
     from vision_lang.over_inputs import answers
     from vision_lang.training import setup
 
@@ -58,7 +59,7 @@ def _run(places: list[str]) -> None:
         )
     else:
         rows, names = _by_class(loaded), loaded.class_names
-    several = bool(loaded.config.get("multi_label", False))
+    several = tasks.entry(loaded.config).multi_label(loaded.config)
     for name, _, found in answers(loaded, places, rows, "recognize"):
         line = {"image": name} | answer(found, names, FLAGS.top, several)
         print(json.dumps(line), flush=True)

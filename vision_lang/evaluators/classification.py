@@ -29,7 +29,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: splits, final_splits (at the end), batch_size (rows per device), flip (the mean of
     the answers to a picture and to its mirror image counts), shown (examples in the picture)."""
     task, parallel = context.task, context.parallel
-    names, shown_count = context.data.class_names or [], config.shown
+    names = context.data.class_names or []
+    shown_count = config.shown
 
     def rows(variables, images):
         answer = lambda x: task.probabilities(variables, x)  # noqa: E731

@@ -47,9 +47,8 @@ class DecoderSpec:
 
 TEXT_DECODERS = {
     "tiny": DecoderSpec(width=32, layers=2, heads=2),
-    "mini": DecoderSpec(
-        width=128, layers=2, heads=4, init_std=0.09
-    ),  # 1 over the root of the width
+    # init_std: 1 over the root of the width; the usual 0.02 is meant for wide networks.
+    "mini": DecoderSpec(width=128, layers=2, heads=4, init_std=0.09),
     "small": DecoderSpec(width=256, layers=4, heads=4),
     "gpt2": DecoderSpec(width=768, layers=12, heads=12, dropout=0.1),  # 50,257 tokens, 1,024 places
 }
