@@ -40,12 +40,13 @@ def picture(n):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     directory = tmp_path_factory.mktemp("animals")
+    splits = ["test"] * COUNT + ["train"] * 6 + ["validation"]  # else a part of train is held out
     lines = [
         {"file_name": f"{n}.png", "text": TEXTS[NAMES[n % 2]], "label": NAMES[n % 2],
-         "split": "test" if n < COUNT else "train"}
-        for n in range(COUNT + 6)
+         "split": split}
+        for n, split in enumerate(splits)
     ]  # fmt: skip
-    files = {f"{n}.png": encode(picture(n)) for n in range(COUNT + 6)}
+    files = {f"{n}.png": encode(picture(n)) for n in range(len(splits))}
     files[f"{COUNT}.png"] = encode(picture(0))  # number 0 of test is in train, too
     data = ConfigDict(presets.fields("folder"))
     data.path = str(write_folder(directory / "pictures", files, lines))

@@ -153,6 +153,19 @@ def test_without_validation_the_last_tenth_of_train_is_held_out(
     assert sum(map(len, parts)) == len(files) and set().union(*parts) == files.keys()
 
 
+def test_the_order_is_the_same_wherever_the_folder_lies(config: Config, tmp_path: Path) -> None:
+    """And with it what is held out; a picture may have several lines."""
+    lines = [line(n, split="train") for n in range(20)] + [line(0, split="train")]
+    found = []
+    for place in ("here", "far/away"):
+        path = write_folder(tmp_path / place, pictures(*range(20)), lines)
+        prepared = sources.prepare(config("folder", path=str(path)))
+        assert prepared.splits == {"train": 19, "validation": 2}
+        parts = [prepared.open(split) for split in prepared.splits]
+        found.append([part.name(n) for part in parts for n in range(len(part))])
+    assert found[0] == found[1] and Counter(found[0])["0.png"] == 2
+
+
 def test_metadata_in_split_folders(config: Config, tmp_path: Path) -> None:
     for n, split in enumerate(("train", "test")):
         write_folder(tmp_path / "pics" / split, pictures(n), [line(n)])
