@@ -93,10 +93,11 @@ WORDS = SimpleNamespace(
 )
 
 
-def judge(task, names=NAMES, side=SIDE):
+def judge(task, names=NAMES, side=SIDE, multi_label=False):
     """A run of `task` that sees pictures of `side` pixels."""
     encoder = {"stages": VGGS["11"].stages}
     config = ConfigDict({"task": task, "data": presets.fields("folder"), "decoding": {}})
+    config.multi_label = multi_label
     config.data.resolution, config.model = side, ConfigDict({"encoder": encoder})
     config.decoding = ConfigDict(dataclasses.asdict(Decoding()))
     return SimpleNamespace(
@@ -240,6 +241,7 @@ def test_what_is_in_training_is_found(measure, prepared):
     [
         ({"classifier": "r"}, {"r": judge("recognition", NAMES[::-1])}, "same order.*wanted"),
         ({"classifier": "r"}, {"r": judge("recognition", [*NAMES, "cow"])}, "tells 3 classes"),
+        ({"classifier": "r"}, {"r": judge("recognition", multi_label=True)}, "any number"),
         ({"classifier": "d"}, RUNS, "classifier=d is a captioning run; a run of recognition"),
         ({"features": "x"}, {"x": judge("diffusion")}, "features=x is a diffusion run"),
         ({"features": "r", "layer": "fc6", "final_count": 20}, RUNS, "20 .* too few .* 24 dim"),

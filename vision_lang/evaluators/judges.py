@@ -189,6 +189,11 @@ def _matcher(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> 
 
 def _classifier(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> Judge:
     """Whether a picture is recognised as what it was drawn for."""
+    if loaded.config.multi_label:
+        raise InputError(
+            f"'{config.classifier}' gives a picture any number of labels (config.multi_label); a "
+            "run that gives one is wanted."
+        )
     names = context.data.class_names or []
     if loaded.class_names != names:
         shown = lambda some: ", ".join(some[:5]) + (", ..." if len(some) > 5 else "")  # noqa: E731
