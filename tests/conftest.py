@@ -4,12 +4,14 @@ Set here, before JAX is imported, and through the environment, so that sub-proce
 the CPU (unless the caller names another platform), and one compilation cache in the repository,
 so that a program that one test compiled is read from disk by the next test, process and run.
 
-Programs of this process are compiled without optimisation: most run once, and compiling them takes
-most of the tests' time. The commands that tests start are compiled as users have them.
+Programs are compiled without optimisation: most run once, and compiling them takes most of the
+tests' time. `make test-slow` also starts commands that are compiled as users have them.
 """
 
 import os
 from pathlib import Path
+
+from tests import commands
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
 
@@ -17,13 +19,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", commands.QUICK)
 
 import pytest  # noqa: E402 - after the environment
 from filelock import FileLock  # noqa: E402
-
-from tests import commands  # noqa: E402
 
 
 @pytest.fixture

@@ -19,21 +19,21 @@ def logged(run):
     return [{n: v for n, v in record.items() if n not in WALL_CLOCK} for record in records]
 
 
-def train(directory, *arguments):
+def train(directory, *arguments, quick=True):
     """In a process of its own: this one may have another number of devices."""
-    process = commands.start(directory, "main", *arguments)
+    process = commands.start(directory, "main", *arguments, quick=quick)
     _, err = process.communicate()
     assert process.returncode == 0, err
 
 
-def go_on_from_10(run):
+def go_on_from_10(run, quick=True):
     """Resumes a copy of the finished run that has lost all behind step 10; compares the ends."""
     copy = run.parent / "again"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "20")
     (copy / "final.json").unlink()
     (copy / "results.json").unlink()
-    train(run.parent, "--workdir=again")
+    train(run.parent, "--workdir=again", quick=quick)
     for name in ("final.json", "results.json"):
         assert json.loads((copy / name).read_text()) == json.loads((run / name).read_text()), name
     assert logged(copy) == logged(run)
@@ -56,5 +56,6 @@ def test_batch_statistics_resume_exactly(recogniser, tmp_path):
     ],
 )
 def test_every_task_resumes_exactly(config, more, tmp_path):
-    train(tmp_path, f"--config={commands.ROOT}/configs/{config}", "--workdir=run", *more)
-    go_on_from_10(tmp_path / "run")
+    file = f"--config={commands.ROOT}/configs/{config}"
+    train(tmp_path, file, "--workdir=run", *more, quick=False)
+    go_on_from_10(tmp_path / "run", quick=False)

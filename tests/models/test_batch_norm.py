@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import commands
 from vision_lang.models.batch_norm import BatchNorm
 from vision_lang.training import parallel
 
@@ -139,7 +140,7 @@ def test_over_devices_the_batch_is_one(devices):
 @pytest.mark.slow  # to compile for several devices
 def test_a_vgg_trains_the_same_on_several_devices():
     """Under pmap and under jit, with dropout; see tests/models/vgg_on_devices.py."""
-    flags = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count=4 {commands.QUICK}"
     done = subprocess.run(
         [sys.executable, "-m", "tests.models.vgg_on_devices"],
         cwd=Path(__file__).resolve().parents[2],

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import commands
+
 ROOT = Path(__file__).resolve().parents[2]
-DEVICES, QUICK = "--xla_force_host_platform_device_count", "--xla_backend_optimization_level=0"
+DEVICES = "--xla_force_host_platform_device_count"
 
 
 def on_devices(count: int, steps: int) -> dict:
@@ -20,7 +22,7 @@ def on_devices(count: int, steps: int) -> dict:
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.on_devices", str(steps)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": f"{DEVICES}={count} {QUICK}"},
+        env=os.environ | {"XLA_FLAGS": f"{DEVICES}={count} {commands.QUICK}"},
         capture_output=True,
         text=True,
     )
