@@ -1,6 +1,7 @@
 """Digests and results: equal where and only where the values are."""
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,13 @@ def test_provenance_is_complete_and_holds_no_secret(monkeypatch):
     assert found["packages"]["jax"] == jax.__version__
     assert found["devices"] == jax.device_count() and found["backend"] == jax.default_backend()
     assert found["command"] == ["main", "--config=c.py"] and found["host_cpus"] >= 1
+
+
+def test_the_processor_is_named_with_its_widest_vectors(tmp_path):
+    file = tmp_path / "cpuinfo"
+    one = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Some CPU\n"
+    file.write_text(f"{one}flags\t\t: fpu avx avx2 avx512f\n\n{one}flags\t\t: fpu avx\n\n")
+    assert provenance.cpu_kind(file) == "Some CPU, cpu family 25, model 17, avx512f"
+    file.write_text("processor\t: 0\nFeatures\t: fp asimd\n\n")
+    assert provenance.cpu_kind(file) == f"{platform.machine()}, asimd"
+    assert provenance.cpu_kind(tmp_path / "none")

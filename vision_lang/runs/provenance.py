@@ -17,8 +17,12 @@ PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets",
     "array-record", "ml-collections", "absl-py", "numpy", "tokenizers", "pillow",
 )  # fmt: skip
-# Of the environment only what changes the numbers.
-VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION")
+# Of the environment only what changes the numbers or the speed.
+VARIABLES = (
+    "XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS", "JAX_DEFAULT_MATMUL_PRECISION",
+    "GLIBC_TUNABLES",
+)  # fmt: skip
+VECTORS = ("avx512f", "avx2", "avx", "sve", "asimd")  # a CPU's vector instructions, widest first
 DIFF_LIMIT = 200_000  # characters of an uncommitted diff that are kept
 
 
@@ -46,6 +50,7 @@ def collect(
         "devices": jax.device_count(),
         "local_devices": jax.local_device_count(),
         "processes": jax.process_count(),
+        "host_cpu": cpu_kind(Path("/proc/cpuinfo")),
         "host_cpus": _usable_cpus(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -95,6 +100,24 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+def cpu_kind(cpuinfo: Path) -> str:
+    """The processor and its widest vectors, which speed and last bits on a CPU depend on.
+
+    Args:
+      cpuinfo: the file in which Linux describes it; elsewhere there is none.
+    """
+    try:
+        lines = cpuinfo.read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    features = fields.get("flags", fields.get("Features", "")).split()  # x86, Arm
+    widest = next((name for name in VECTORS if name in features), "")
+    numbers = (f"{name} {fields[name]}" for name in ("cpu family", "model") if name in fields)
+    kind = fields.get("model name", platform.machine())
+    return ", ".join([kind, *numbers, *([widest] if widest else [])])
 
 
 def _usable_cpus() -> int:
