@@ -62,7 +62,7 @@ $(READY): $(REQUIREMENTS)
 	@touch $@
 
 # glibc then asks for large pages where it maps memory: a step's 200 MB of temporaries, which XLA
-# allocates anew each time, take a hundred faults instead of fifty thousand.
+# allocates anew each time, take a thousand faults instead of fifty thousand.
 train: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 train: $(READY)  ## train the default config (options: CONFIG=configs/diffusion.py:tiny=true, ARGS=...)
 	$(BIN)/python -m vision_lang.main --config=$(CONFIG) $(ARGS)

@@ -42,7 +42,9 @@ def _keep_freed_memory() -> None:
     XLA's CPU backend allocates the temporaries of a step anew each time; handed back to the
     system and faulted in again, 250 MB a step cost a twentieth of the default config's step. (A
     single arena for all threads would keep more, but they wait for each other: a third more for
-    a step, two fifths more for its compilation.)
+    a step, two fifths more for its compilation.) A block of more than 64 MB a thread's arena still
+    maps anew each time: large pages make that cheap, but only the environment can ask for them
+    before the process starts (GLIBC_TUNABLES, in the Makefile).
     """
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     settings = {mmap_max: 0, trim_threshold: 2**31 - 1, top_pad: 2**28}
