@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from absl import app, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = f"--config={ROOT}/configs/diffusion.py:tiny=true"
-# Compiles in two fifths of the time, for programs that run once.
-QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Compiles in two fifths of the time, for programs that run once. jaxlib 0.12 does without the second
+# flag, which it does not know: XLA ends a process for a flag that it does not know.
+QUICK = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
 
 
 def start(directory: Path, module: str, *arguments: str, quick: bool = True) -> subprocess.Popen:
