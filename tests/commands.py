@@ -17,8 +17,8 @@ from absl import app, flags
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = f"--config={ROOT}/configs/diffusion.py:tiny=true"
-# Compiles in two fifths of the time, for programs that run once. jaxlib 0.12 does without the second
-# flag, which it does not know: XLA ends a process for a flag that it does not know.
+# Compiles in two fifths of the time, for programs that run once. jaxlib 0.12 needs no second flag
+# and does not know it, for which XLA would end the process.
 QUICK = "--xla_backend_optimization_level=0"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
