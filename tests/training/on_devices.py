@@ -1,6 +1,8 @@
 """Trains the tiny diffusion task on 1, 2, ... forced host devices and prints what came out as JSON.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
+
+What it prints is compared by test_devices.py.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ml_collections import ConfigDict
+
 from vision_lang.errors import InputError, choose
 from vision_lang.evaluators import (
     captions,
@@ -46,6 +48,9 @@ def make_evaluators(context: Context) -> dict[str, Evaluator]:
             made[name] = make(config, context)
         except InputError as error:
             raise InputError(f"config.evaluators.{name}: {error}") from error
-        except AttributeError as error:  # of a run that another version of the code made
+        except AttributeError as error:
+            if not isinstance(error.obj, ConfigDict):
+                raise
+            # The run was made by another version of the code.
             raise InputError(f"config.evaluators.{name} lacks a field: {error}.") from error
     return made

@@ -30,6 +30,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
+from vision_lang import tasks
 from vision_lang.data import augment, pipeline, presets
 from vision_lang.errors import InputError
 from vision_lang.evaluators import features as feature_lib
@@ -189,7 +190,7 @@ def _matcher(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> 
 
 def _classifier(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> Judge:
     """Whether a picture is recognised as what it was drawn for."""
-    if loaded.config.multi_label:
+    if tasks.entry(loaded.config).multi_label(loaded.config):
         raise InputError(
             f"'{config.classifier}' gives a picture any number of labels (config.multi_label); a "
             "run that gives one is wanted."
