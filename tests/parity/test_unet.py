@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +34,8 @@ CASES = {
         (6, 8),
         0,
     ),
-    # What diffusers has not is left out.
     "attention below only, classes": (
-        dataclasses.replace(UNETS["tiny"], positions=False, pooled_text=False),
+        UNetSpec((8, 16), depth=(0, 1), heads=(1, 2), layers=1, groups=4),
         (8, 8),
         5,
     ),
