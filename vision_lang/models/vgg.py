@@ -23,6 +23,7 @@ import numpy as np
 
 from vision_lang.errors import InputError, choose
 from vision_lang.models.batch_norm import BatchNorm
+from vision_lang.models.convolution import Conv3x3
 from vision_lang.models.layers import Dropout
 
 Dtype = jnp.dtype
@@ -212,14 +213,9 @@ class VGG(nn.Module):
         for stage, widths in enumerate(spec.stages, start=1):
             for i, channels in enumerate(widths, start=1):
                 name = f"conv{stage}_{i}"
-                x = nn.Conv(
-                    spec.scaled(channels),
-                    (3, 3),
-                    padding=spec.padding,
-                    dtype=self.dtype,
-                    kernel_init=CONV_INIT,
-                    name=name,
-                )(x)
+                x = Conv3x3(spec.scaled(channels), spec.padding, self.dtype, CONV_INIT, name=name)(
+                    x
+                )
                 if spec.batch_norm:
                     norm = BatchNorm(spec.momentum, spec.epsilon, name=f"{name}_bn")
                     x = norm(x, train=train, weight=weight, across=across)
