@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,6 +69,18 @@ def test_captions_of_the_built_in_world(trained):
         assert not any(batteries.says(other, scene) for other in others)
         assert {len(other.objects) for other in others} == {len(scene.objects)}
         assert len(set(asked.which[row])) == 4
+        left = [
+            place
+            for place, text in enumerate(captions)
+            if place not in asked.which[row]
+            and len(grammar.parse(text).objects) == len(scene.objects)
+            and not batteries.says(grammar.parse(text), scene)
+        ]
+        common = [
+            (Counter(captions[i].split()) & Counter(captions[asked.which[row][0]].split())).total()
+            for i in (*asked.which[row][1:], *left)
+        ]
+        assert min(common[:3]) >= max(common[3:])
     np.testing.assert_array_equal(asked.right, 0)
     length = config.data.text_length
     np.testing.assert_array_equal(

@@ -2,7 +2,8 @@
 
 The same question for the three, each in its own way (tasks/descriptions.py), so that they stand in
 one table. Of data with classes the candidates are the classes' phrases; on the built-in world
-`choices` captions of the split that name as many objects, only one of which the picture fits.
+`choices` captions of the split that name as many objects, only one of which the picture fits: its
+own, and of the others those with most words in common with it.
 
 Numbers per split: `top1`, the share picked right (a tie is none); `top1_n`, of how many pictures;
 `choices`, how many candidates each had.
@@ -11,6 +12,7 @@ Numbers per split: `top1`, the share picked right (a tie is none); `top1_n`, of 
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -116,8 +118,9 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
 
 def of_captions(context: Context, source: Source, count: int, choices: int) -> Question:
-    """The built-in world: each of `count` pictures, evenly spaced, with its own caption and others
-    of the split that name as many objects and do not fit it, drawn by the run's seed and its place.
+    """The built-in world: each of `count` pictures, evenly spaced, with its own caption and those
+    others of the split that name as many objects, do not fit it and have most words in common with
+    it. Between equals the run's seed and the picture's place decide.
 
     Raises:
       InputError: a picture has too few of those.
@@ -127,6 +130,7 @@ def of_captions(context: Context, source: Source, count: int, choices: int) -> Q
     objects = np.array([len(scene.objects) for scene in scenes])
     places = np.arange(count) * len(source) // count
     fits = fitting([scenes[place] for place in places], captions)
+    words = [Counter(caption.split()) for caption in captions]
     which = np.zeros((count, choices), np.int64)
     for row, place in enumerate(places):
         others = np.flatnonzero(~fits[row] & (objects == objects[place]))
@@ -135,8 +139,10 @@ def of_captions(context: Context, source: Source, count: int, choices: int) -> Q
                 f"The split '{source.split}' has {len(others)} captions that could be mistaken for "
                 f"that of its picture {place}: choices={choices} is too many."
             )
-        random = np.random.default_rng((context.config.seed, place))
-        which[row] = [place, *random.choice(others, choices - 1, replace=False)]
+        shuffled = np.random.default_rng((context.config.seed, place)).permutation(others)
+        common = [(words[place] & words[other]).total() for other in shuffled]
+        nearest = np.argsort(common, stable=True)[::-1]
+        which[row] = [place, *shuffled[nearest[: choices - 1]]]
     length = context.config.data.text_length
     found = descriptions.encode(context.tokenizer, [[t] for t in captions], length, strict=False)
     return Question(source.only(places), found, which, np.zeros(count, np.int64))
