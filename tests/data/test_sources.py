@@ -225,6 +225,16 @@ def test_any_other_tfds_data_set(config: Config, tmp_path: Path) -> None:
         sources.prepare(bare).open("train").captions()
 
 
+@pytest.mark.parametrize("count, held", [(1, 0), (2, 1), (4, 1), (15, 1), (16, 2)])
+def test_the_last_tenth_of_train_is_held_out(
+    config: Config, tmp_path: Path, count: int, held: int
+) -> None:
+    splits = {"train": [{"image": encode(plain(1))}] * count}
+    directory = write_tfds(tmp_path, "birds", f.FeaturesDict({"image": f.Image()}), splits)
+    found = sources.prepare(config("birds", path=str(directory))).splits
+    assert found.get("validation", 0) == held and found["train"] == count - held
+
+
 def test_what_is_not_prepared_says_how_to_prepare_it(config: Config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tfds build cifar10 --file_format=array_record"):
         sources.prepare(config("cifar10"))
@@ -249,6 +259,8 @@ def test_fingerprint_tells_data_sets_apart(config: Config, tmp_path: Path) -> No
 
 
 def test_shapes_are_built_at_the_size_that_suits_the_resolution(config: Config) -> None:
+    assert config("shapes").resolution == config("shapes/tiny").resolution == 32
+    assert config("shapes/128").resolution == 128
     prepared = sources.prepare(config("shapes/tiny"))
     assert {"train", "validation", "test", "test_unseen"} <= prepared.splits.keys()
     source = prepared.open("test_unseen")

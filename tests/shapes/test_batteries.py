@@ -45,8 +45,10 @@ def test_another_scene_passes_exactly_if_the_caption_is_true_of_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resolution", [32, 64, 128])
-@pytest.mark.parametrize("kind", [*RIGHT, *WRONG])
+@pytest.mark.parametrize("kind", [*RIGHT, *WRONG, *UNRELATED])
 def test_full_batteries(kind, resolution):
     passed = sum(grade(*picture(kind, n, resolution))["all_right"] for n in range(1000))
     least, most = {"clean": (999, 1000)}.get(kind, (990, 1000) if kind in RIGHT else (0, 0))
+    if kind == "other_scene":  # of which a short caption may be true
+        most = 10
     assert least <= passed <= most

@@ -201,6 +201,7 @@ def test_labels_change_what_the_network_says():
         ("condition", "tekst", "text"),
         ("text_mask", "mask", "masked"),
         ("model__dtype", "float16", "bfloat16"),
+        ("model__fused_attention", True, "set model.dtype=bfloat16"),
         ("diffusion__schedule", "linaer", "'linear'"),
         ("diffusion__prediction", "eps", "epsilon"),
         ("diffusion__weighting", "minsnr", "'min_snr'"),

@@ -111,6 +111,12 @@ def is_shapes(name: str) -> bool:
     return name.partition("/")[0] == "shapes"
 
 
+def _drawn(name: str) -> int:
+    """The size, px, at which a config of the built-in world is drawn: 'shapes/64'; else 0."""
+    config = name.partition("/")[2]
+    return int(config) if is_shapes(name) and config.isdecimal() else 0
+
+
 def fields(name: str) -> dict[str, object]:
     """`config.data` for a data set, all choices written out.
 
@@ -133,7 +139,7 @@ def fields(name: str) -> dict[str, object]:
         "name": name,
         "path": "",
         "dir": "data",
-        "resolution": preset.resolution,
+        "resolution": _drawn(name) or preset.resolution,
         "crop": preset.crop,
         "flip": preset.flip,
         "background": preset.background,

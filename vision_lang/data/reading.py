@@ -133,8 +133,8 @@ class Source:
             if not texts:
                 raise InputError(
                     f"'{self._name(fields, index)}' in the split '{self.split}' has no text, and "
-                    "no class name to make one from. Name the field with data.text_key, add "
-                    "texts to the data set, or train with condition=label or none."
+                    "no class name to make one from. Name the field with data.text_key, or add "
+                    "texts to the data set; drawing by labels alone is condition=label."
                 )
             found.append(texts)
         return found

@@ -94,7 +94,7 @@ def prepare(data: ConfigDict) -> Prepared:
     builder, fingerprint, own = _find_builder(data, preset)
     if own:  # our builders write the splits under our names, whatever a preset says of TFDS's
         preset = dataclasses.replace(preset, splits=None)
-    expressions = _split_expressions(list(builder.info.splits), preset)
+    expressions = _split_expressions(builder.info.splits, preset)
     keys = _find_keys(builder, data, preset)
     class_names, label_ids = _classes(builder, keys)
     counts = {name: int(builder.info.splits[e].num_examples) for name, e in expressions.items()}
@@ -200,8 +200,8 @@ def _search(place: epath.Path, wanted: str) -> Any:
         return None
 
 
-def _split_expressions(stored: Sequence[str], preset: presets.Preset) -> dict[str, str]:
-    """Our split names -> TFDS split expressions, see `presets.Preset`."""
+def _split_expressions(stored: Mapping[str, Any], preset: presets.Preset) -> dict[str, str]:
+    """Our split names -> TFDS split expressions, see `presets.Preset`; stored: TFDS's splits."""
     if preset.splits is not None:
         present = {
             name: "+".join(part for part in text.split("+") if part.split("[")[0] in stored)
@@ -210,7 +210,10 @@ def _split_expressions(stored: Sequence[str], preset: presets.Preset) -> dict[st
         return {name: text for name, text in present.items() if text}
     found = {SPLIT_NAMES.get(name, name): name for name in stored}
     if "train" in found and "validation" not in found:
-        found.update(train="train[:90%]", validation="train[90%:]")
+        count = int(stored["train"].num_examples)
+        if count > 1:
+            held = max(1, count - round(0.9 * count))
+            found.update(train=f"train[:-{held}]", validation=f"train[-{held}:]")
     return found
 
 

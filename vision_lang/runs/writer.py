@@ -103,10 +103,8 @@ class Writer:
             self._events.flush()
 
     def config(self, config: ConfigDict, defaults: ConfigDict | None = None) -> None:
-        """Logs a new run's config as text and as hparams, and how it differs from `defaults`.
-
-        A resumed run has it already; what has changed since is one text at the step it changed.
-        """
+        """Logs a new run's config as text and as hparams, and how it differs from `defaults`. A
+        resumed run has it already."""
         if not self._events.is_first:
             return
         flat = config_lib.flatten(config)

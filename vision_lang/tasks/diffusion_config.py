@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from vision_lang.diffusion import prediction as predictions
@@ -56,6 +58,11 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
         "sigmoid": {"bias": diffusion.sigmoid_bias},
     }
     dtype = choose(DTYPES, model.dtype, "dtype (config.model.dtype)")
+    if model.fused_attention and model.dtype != "bfloat16":
+        raise InputError("model.fused_attention is of 16-bit numbers: set model.dtype=bfloat16.")
+    fused = model.fused_attention and jax.default_backend() == "gpu"
+    if fused != model.fused_attention:
+        logging.warning("Without a GPU model.fused_attention changes nothing.")
     labelled = config.condition == "label"
     task = task_lib.Diffusion(
         text_encoder=TextEncoder(
@@ -71,7 +78,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
             num_classes=facts.num_classes + 1 if labelled else 0,
             dtype=dtype,
             remat=model.remat,
-            fused=model.fused_attention,
+            fused=fused,
         ),
         sketch=Sketch(spec=sketch_spec, side=config.data.resolution, dtype=dtype),
         schedule=schedule,

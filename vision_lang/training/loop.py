@@ -135,6 +135,7 @@ def train(
 
             # The end. -----------------------------------------------------------------------------
             saved.wait()
+            signals.end_at_once(config.steps)
             results = results or evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
     record_end(run, time.perf_counter() - began)
@@ -256,6 +257,7 @@ class Signals:
     """Turns the first SIGTERM or SIGINT into a note; a second one ends the program at once."""
 
     received = 0
+    _saved: int | None = None  # the step, where nothing is left to save
 
     def __enter__(self) -> Signals:
         self._old = {}
@@ -266,11 +268,20 @@ class Signals:
             pass
         return self
 
+    def end_at_once(self, step: int) -> None:
+        """From here on, where the last `step` is saved, a signal raises Stopped; so does one that
+        came before."""
+        self._saved = step
+        if self.received:
+            raise Stopped(self.received, step)
+
     def _note(self, number: int, frame: Any) -> None:
         del frame
         self.received = number
         for handled in self._old:
             signal.signal(handled, signal.SIG_DFL)
+        if self._saved is not None:
+            raise Stopped(number, self._saved)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():

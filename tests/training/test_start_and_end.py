@@ -1,0 +1,42 @@
+"""What a signal does after the last step, and what JAX is asked before the first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import jax
+import pytest
+
+from configs import diffusion
+from vision_lang import main
+from vision_lang.errors import InputError
+from vision_lang.training import devices, loop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_signal_ends_the_last_evaluation_at_once(number, before):
+    stops = pytest.raises(loop.Stopped, match="at step 20, state saved")
+    with stops as stopped, loop.Signals() as signals:
+        if before:
+            os.kill(os.getpid(), number)
+        assert signals.received == (number if before else 0)
+        signals.end_at_once(20)
+        os.kill(os.getpid(), number)
+        time.sleep(60)  # an evaluation
+    assert stopped.value.exit_code == 128 + number
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(InputError, match="2 processes were started"):
+        devices.check(diffusion.get_config("tiny"))
+
+
+def test_deterministic_is_told_to_xla_once_before_it_starts(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    main._set_deterministic()
+    main._set_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_deterministic_ops=true"
