@@ -75,6 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
     # "RUN[@step][:ema|raw]" each
     config.init = ConfigDict({"encoder": "", "decoder": ""})
+    config.init_except = r"encoder/(logits|fc\d+)/.*"  # this encoder has no head
 
     shapes = presets.is_shapes(given.data)
     config.evaluators = ConfigDict(

@@ -60,6 +60,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.ema = ConfigDict()  # name -> {"decay": ...}; batch statistics follow the raw weights
     # "RUN[@step][:ema|raw]" each
     config.init = ConfigDict({"encoder": "", "text_encoder": ""})
+    config.init_except = r"encoder/(logits|fc\d+)/.*"  # this encoder has no head
 
     shapes = presets.is_shapes(given.data)
     config.evaluators = ConfigDict(
@@ -68,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 "kind": "retrieval",
                 "splits": ("validation",),
                 "final_splits": ("test", "test_unseen") if shapes else ("validation", "test"),
-                "count": 1_001,  # pictures of a split, 0: all
+                "count": 1_001 if shapes else 0,  # pictures of a split, 0: all
                 "batch_size": 64,
             },
         }

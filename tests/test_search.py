@@ -155,6 +155,7 @@ def test_what_cannot_be_compared_is_one_sentence(folder, command):
         ("--run=match", "--features=c.npz", "--query=a cat", "'conv2_1' of pictures"),
         ("--run=match", "--features=p.npz", "--query=broken.png", "--query=broken.png: "),
         ("--run=match", "--features=p.npz", f"--query={LONG}", "room for"),
+        ("--run=match", "--features=p.npz", "--query=missing.PNG", "there is no such picture"),
         ("--run=match", "--features=p.npz", "--query=", "there is no text"),
         ("--run=match", "--features=foreign.npz", "--query=a cat", "'unknown' are none"),
         ("--run=match", "--features=none.npz", "--query=a cat", "no file 'none.npz'"),

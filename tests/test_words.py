@@ -12,7 +12,8 @@ from PIL import Image
 
 from configs import contrastive
 from vision_lang import describe, evaluate, extract, recognize
-from vision_lang.data import tokenizer
+from vision_lang.data import sources, tokenizer
+from vision_lang.metrics import probes
 from vision_lang.metrics.frechet import __main__ as frechet
 from vision_lang.runs.folder import RunFolder
 from vision_lang.shapes import splits
@@ -126,6 +127,31 @@ def test_recognize_by_similarity(captioner, pictures, command, monkeypatch):
         assert dict(line["top"]) == pytest.approx(wanted, abs=1e-5)
 
 
+def test_a_probe_of_a_finished_run(recogniser, pictures, command, monkeypatch):
+    """What metrics/probes.py says of the layer, averaged over each picture."""
+    monkeypatch.chdir(recogniser.parent)
+    loaded = setup.load("run")
+    data = sources.prepare(loaded.config.data)
+
+    def features(split):
+        source = data.open(split)
+        images = np.stack([source[i]["image"] for i in range(len(source))])
+        layer = np.asarray(loaded.task.layers(loaded.variables, images)["conv2_1"])
+        return layer.mean((1, 2)), source.labels()
+
+    (known, labels), (asked, truth) = features("train"), features("test")
+    linear = probes.fit_linear_probe(known, labels, len(data.class_names)).logits(asked)
+    votes = probes.nearest_neighbours(known, labels, asked, len(data.class_names))
+    out = pictures.parent / "probe.json"
+    arguments = ("--evaluators=probe", "--layer=conv2_1", "--split=test", f"--out={out}")
+    outcome = command(evaluate.main, "--run=run", *arguments)
+    assert outcome.code == 0, outcome
+    found = json.loads(out.read_text())
+    assert found["test/linear"] == pytest.approx(np.mean(linear.argmax(1) == truth))
+    assert found["test/knn"] == pytest.approx(np.mean(votes.argmax(1) == truth))
+    assert found["test/probe_n"] == len(truth) > 10
+
+
 def test_evaluate_by_description(captioner, pictures, command, monkeypatch):
     """The same numbers twice; the run's own results stay."""
     monkeypatch.chdir(captioner.parent)
@@ -197,7 +223,12 @@ def test_features_come_in_shards_that_other_commands_read(recogniser, pictures, 
     assert [len(np.load(part)["names"]) for part in parts] == [2, 2, 1]
     again = command(extract.main, *arguments, "--out=f.npz").sentence
     assert "exists" in again and "--overwrite" in again
+    fewer = [f"--run={recogniser}", f"--images={GOOD[0]}", "--shard_size=2", "--out=f.npz"]
+    assert "exists" in command(extract.main, *fewer).sentence
+    assert command(extract.main, *fewer, "--overwrite").code == 0
+    assert [path.name for path in pictures.parent.glob("f*.npz")] == ["f.npz"]
     assert command(extract.main, *arguments, "--out=f.npz", "--overwrite").code == 0
+    assert sorted(path.name for path in pictures.parent.glob("f*.npz")) == parts
     same = command(frechet.main, "--a=f-*.npz", "--b=f-*.npz", "--metrics=fd", "--allow_few")
     (distance,) = [v for name, v in json.loads(same.out).items() if name.startswith("fd_")]
     assert distance < 1e-6

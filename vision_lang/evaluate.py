@@ -13,16 +13,22 @@ results.json is of the newest checkpoint, as at the end of training. Of others (
 --evaluators=descriptions asks a contrastive, captioning or diffusion run, whatever its config has,
 to pick the right description of each picture (evaluators/descriptions.py): with the same --split
 and --count the three answer the same questions. --templates, --per_token, --noises, --error and
---choices are about that.
+--choices are about that. --evaluators=probe [--layer=NAME] learns the classes of the data set from
+the features of any run that has some, by a linear classifier and by the nearest neighbours
+(evaluators/probe.py).
 """
 
 from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from vision_lang import by_description
+from vision_lang import by_description, watching
 from vision_lang import flags as commands
 from vision_lang.errors import InputError, choose
 
@@ -37,13 +43,17 @@ def main() -> None:
     flags.DEFINE_string("split", "", "One split; '' = those of the run's config.")
     flags.DEFINE_integer("count", 0, "Examples that are drawn or described; 0 = the run's config.")
     flags.DEFINE_string("out", "", "Another file than the run's results.json.")
-    flags.DEFINE_list("evaluators", [], "Some of the run's config, or descriptions; none = all.")
+    flags.DEFINE_list(
+        "evaluators", [], "Some of the run's config, descriptions, or probe; none = all."
+    )
     flags.DEFINE_integer("choices", None, "Descriptions to choose from.", lower_bound=2)
     by_description.define_flags()
     flags.DEFINE_string("pictures", "", "A folder for the pictures that evaluators make.")
     run = "RUN[@step][:ema|raw]"
     flags.DEFINE_string("features", "", f"{run} in whose features what is drawn is compared.")
-    flags.DEFINE_string("layer", "", "Of --features; '' = its last one before the logits.")
+    flags.DEFINE_string(
+        "layer", "", "Of --features, or of --evaluators=probe; '' = the last one before the logits."
+    )
     flags.DEFINE_boolean("allow_few", False, "Accept fewer pictures than that has dimensions.")
     flags.DEFINE_string("captioner", "", f"{run} that describes what is drawn.")
     flags.DEFINE_string("matcher", "", f"{run} that matches what is drawn with its prompt.")
@@ -69,7 +79,12 @@ def _run() -> None:
     setup.check_data(data, loaded.run)
     config = loaded.config.copy_and_resolve_references().unlock()
     _select(config)
-    if judged := {name: FLAGS[name].value for name in GENERATION if FLAGS[name].present}:
+    judged = {name: FLAGS[name].value for name in GENERATION if FLAGS[name].present}
+    probes = [e for e in config.evaluators.values() if e.kind == "probe"]
+    if probes and judged.keys() == {"layer"}:
+        for evaluator in probes:
+            evaluator.update(judged)
+    elif judged:
         _add_judges(config.evaluators, judged)
     if FLAGS.split:
         data.open(FLAGS.split)  # an unknown split is refused before anything is computed
@@ -87,8 +102,9 @@ def _run() -> None:
         weights["raw"] = setup.load(FLAGS.run, "raw").variables
     results: dict[str, float] = {}
     notes: dict[str, str] = {}
-    for evaluator in make_evaluators(context).values():
-        found = evaluator(weights, True)
+    for name, evaluator in make_evaluators(context).items():
+        with watching.watcher(functools.partial(_shown, name)):
+            found = evaluator(weights, True)
         results |= found.numbers
         notes |= found.notes
         if FLAGS.pictures:
@@ -110,12 +126,25 @@ def _run() -> None:
         print(f"of {loaded.source}: results.json stays; --out=FILE writes these")
 
 
+@contextlib.contextmanager
+def _shown(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the batches of one evaluator; one batch is over before it is seen."""
+    from vision_lang.runs.console import Progress
+
+    if total < 2:
+        yield lambda done: None
+        return
+    with Progress(total, what=name) as progress:
+        yield progress.update
+
+
 def _select(config: ConfigDict) -> None:
     """Leaves the evaluators that are asked for, with what flags say of them."""
-    from vision_lang.evaluators import descriptions
+    from vision_lang.evaluators import descriptions, probe
 
     if FLAGS.evaluators:
-        known = {"descriptions": descriptions.default_config()} | dict(config.evaluators.items())
+        known = {m.default_config().kind: m.default_config() for m in (descriptions, probe)}
+        known |= dict(config.evaluators.items())
         config.evaluators = ConfigDict(
             {name: choose(known, name, "evaluator") for name in FLAGS.evaluators}
         )

@@ -63,7 +63,7 @@ def _run() -> None:
     else:
         what, items = "texts", texts.lines(FLAGS.texts)
         count = texts.count(FLAGS.texts)
-    paths = _paths(count)
+    paths, old = _paths(count)
     loaded = setup.load(FLAGS.run, FLAGS.weights)
     layer = run_features.layer_of(loaded, what, FLAGS.layer, FLAGS.spatial)
     rows = run_features.rows(loaded, what, layer, FLAGS.spatial)
@@ -71,22 +71,28 @@ def _run() -> None:
     found = (
         (name, row) for name, _, row in one_by_one(loaded, reader, items, count, rows, "extract")
     )
-    _write(found, paths, run_features.recipe(loaded, what, layer))
+    recipe = run_features.recipe(loaded, what, layer)
+    for path in old:
+        path.unlink()
+    _write(found, paths, recipe)
 
 
-def _paths(count: int) -> list[epath.Path]:
-    """Where the archives go; refused if one of them is there already."""
+def _paths(count: int) -> tuple[list[epath.Path], list[epath.Path]]:
+    """Where the archives go, and those of that name that are there already: an earlier call may
+    have made more of them, which a glob of the shards would find.
+
+    Raises:
+      InputError: there are some, and nothing is said of overwriting.
+    """
     out = epath.Path(FLAGS.out)
     if out.suffix != ".npz":
         raise InputError(f"--out={FLAGS.out}: a name that ends in .npz is wanted.")
-    shards = -(-count // FLAGS.shard_size)
-    paths = [out] if shards == 1 else [
-        out.with_name(f"{out.stem}-{k:05d}.npz") for k in range(shards)
-    ]  # fmt: skip
-    there = [path for path in paths if path.exists()]
-    if there and not FLAGS.overwrite:
-        raise InputError(f"'{there[0]}' exists: give another --out, or --overwrite.")
-    return paths
+    parts = -(-count // FLAGS.shard_size)
+    paths = [out.with_name(f"{out.stem}-{k:05d}.npz") for k in range(parts)] if parts > 1 else [out]
+    old = [out] * out.exists() + sorted(out.parent.glob(f"{out.stem}-{'[0-9]' * 5}.npz"))
+    if old and not FLAGS.overwrite:
+        raise InputError(f"'{old[0]}' exists: give another --out, or --overwrite.")
+    return paths, old
 
 
 def _write(

@@ -27,7 +27,7 @@ FLAGS = flags.FLAGS
 # Of the results, at the end of a run.
 SHOWN = (
     "loss", "top1", "accuracy", "scene_right", "bleu4", "cider", "t2i_recall1", "i2t_recall1",
-    "recognised",
+    "recognised", "map", "micro_f1", "linear", "knn",
 )  # fmt: skip
 # What to try next.
 USE = {

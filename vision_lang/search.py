@@ -61,11 +61,15 @@ def _run() -> None:
 def _embedded(loaded: Any, what: str, layer: str) -> np.ndarray:
     """The queries' features [Q, D], comparable with those that `layer` gives of `what`."""
     from vision_lang import run_features
+    from vision_lang.data.builders.folder_files import PICTURE_ENDINGS
     from vision_lang.over_inputs import batchwise
 
     asked: dict[str, list[str]] = {"pictures": [], "texts": []}
     for query in FLAGS.query:
-        asked["pictures" if os.path.isfile(query) else "texts"].append(query)
+        is_file = os.path.isfile(query)
+        if not is_file and query.lower().endswith(PICTURE_ENDINGS):
+            raise InputError(f"--query={query}: there is no such picture.")
+        asked["pictures" if is_file else "texts"].append(query)
     joint = loaded.config.task == "contrastive" and layer == "embedding"
     found: dict[str, np.ndarray] = {}
     for kind, queries in asked.items():

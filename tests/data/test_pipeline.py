@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -219,6 +220,18 @@ def test_a_broken_record_keeps_its_slot_with_weight_zero(
                     np.testing.assert_array_equal(batch[key][row], expected[key][row])
     assert zero == 4 and set(batches.bad) == {"7.png", "21.png"}
     assert caplog.text.count("Broken record") == 2
+
+
+def test_a_label_outside_the_classes_keeps_its_slot_with_weight_zero(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Label n of example n; the network has classes for all but the last two."""
+    source, data = make(config, tmp_path, max_bad_share=0.1)
+    batches = pipeline.eval_batches(source, ENCODE, data=data, batch_size=N, classes=N - 2)
+    (batch,) = batches
+    np.testing.assert_array_equal(batch["weight"], source.labels() < N - 2)
+    assert {f"{N - 2}.png", f"{N - 1}.png"} == set(re.findall(r"\d+\.png", caplog.text))
+    assert "none of the 28 classes" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])

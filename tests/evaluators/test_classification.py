@@ -55,6 +55,29 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
         assert text == f"{names[answer]} {sure:.0f} %{right}"
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mirror_image_is_asked_as_well(tmp_path, flip):
+    """The answer is the brightness of the left half: of both halves' mean, if it asks twice."""
+    context = build(tmp_path, "a dog")
+    asked = []
+
+    def rows(variables, images):
+        asked.append(images)
+        left = images[:, :, : images.shape[2] // 2].mean((1, 2, 3)) / 255
+        return np.stack([left, 1 - left], 1)
+
+    parallel = SimpleNamespace(forward=lambda rows: rows, place=lambda x: x, devices=1)
+    task = SimpleNamespace(probabilities=rows)
+    context = dataclasses.replace(context, task=task, parallel=parallel)
+    context.config.update(task="recognition", multi_label=False)
+    make(context, "classification", splits=("train",), final_splits=(), flip=flip)(
+        {"raw": 0}, False
+    )
+    assert len(asked) == (2 if flip else 1) * 5  # 18 pictures in batches of 4
+    if flip:
+        np.testing.assert_array_equal(asked[1], asked[0][:, :, ::-1])
+
+
 LABELS = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1]]
 ANSWERS = [[0.9, 0.2, 0.1], [0.4, 0.6, 0.1], [0.7, 0.3, 0.1], [0.1, 0.4, 0.7], [0, 0, 1]]
 

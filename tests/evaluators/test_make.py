@@ -70,7 +70,7 @@ def make(context, kind, **changes):
         ("captions", {"final_splits": ("test", "test_unseen")}, "split .*'test_unseen'"),
         ("classification", {"splits": ("val",)}, "split .*'val'"),
         ("probe", {"train_split": "trian"}, "split .*'trian'.*'train'"),
-        ("probe", {"splits": ("test",)}, "split .*'test'"),
+        ("probe", {"splits": ("tset",)}, "split .*'tset'"),
         ("verification", {"final_splits": ("tset",)}, "split .*'tset'"),
         ("samples", {"prompts": ("a cat", "a dog " * 6)}, r"a dog.*has \d+ tokens.*room for 10"),
         ("shapes_oracle", {"splits": ("test_unseen",)}, "split .*'test_unseen'"),

@@ -29,6 +29,7 @@ from vision_lang.data import augment
 from vision_lang.data.prefetch import Prefetch
 from vision_lang.data.reading import BadRecord, Source
 from vision_lang.errors import InputError, choose
+from vision_lang.watching import watched
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -238,14 +239,15 @@ def eval_batches(
     workers: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> Batches:
+) -> Iterator[Batch]:
     """Every example once, in the split's order, without any draw; arguments as in `train_batches`.
 
     The last batch is filled up with rows of weight 0, whose index continues past the end.
     """
     rows = _rows(batch_size, process_index, process_count)
     make = _make(source, encode, data, None, batch_size, rows, classes, multi_label)
-    return _batches(make, range(-(-len(source) // batch_size)), data, workers)
+    total = -(-len(source) // batch_size)
+    return watched(_batches(make, range(total), data, workers), total)
 
 
 def prefetch(iterator: Iterable[S], place: Callable[[S], T], depth: int = 2) -> Prefetch[T]:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vision_lang.watching import watched
+
 # (variables, a tree of arrays [N, ...]) -> what the function makes of them, batch by batch
 Batched = Callable[[Any, Any], Iterator[Any]]
 
@@ -27,7 +29,7 @@ def batched(parallel: Any, rows: Callable[[Any, Any], Any], device_batch: int) -
 
     def run(variables: Any, examples: Any) -> Iterator[Any]:
         total = len(jax.tree.leaves(examples)[0])
-        for start in range(0, total, size):
+        for start in watched(range(0, total, size), -(-total // size)):
             count = min(size, total - start)
             place = start + np.arange(size) % count
             part = jax.tree.map(lambda x, place=place: np.asarray(x)[place], examples)

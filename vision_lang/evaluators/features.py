@@ -15,6 +15,7 @@ from vision_lang.evaluators.context import Context
 from vision_lang.models.vgg import VGGS
 
 # (variables, split) -> features [N, D] float32 and labels [N] of the examples that could be read
+# and have a label
 Extract = Callable[[Any, str], tuple[np.ndarray, np.ndarray]]
 
 
@@ -87,7 +88,7 @@ def extractor(context: Context, layer: str, batch_size: int) -> Extract:
         )  # fmt: skip
         features, labels = [], []
         for batch in batches:
-            kept = batch["weight"] > 0
+            kept = (batch["weight"] > 0) & (batch["label"] >= 0)
             features.append(np.asarray(forward(variables, parallel.place(batch["image"])))[kept])
             labels.append(batch["label"][kept])
         return np.concatenate(features), np.concatenate(labels)

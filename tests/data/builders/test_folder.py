@@ -189,7 +189,7 @@ def test_odd_formats_are_normalised(config: Config, tmp_path: Path) -> None:
     lines = [{"file_name": name, "text": "x", "split": "train"} for name in files]
     path = write_folder(tmp_path / "pics", files, lines)
     prepared = sources.prepare(config("folder", path=str(path), background=(1, 2, 3)))
-    train = read(prepared, "train")
+    train = read(prepared, "train") | read(prepared, "validation")
     assert train["turned.jpg"]["image"][0].mean() < 10 < train["turned.jpg"]["image"][-1].mean()
     assert (
         train["grey.png"]["image"].shape == (5, 7, 3) and (train["grey.png"]["image"] == 77).all()
@@ -221,7 +221,7 @@ def test_broken_pictures_are_left_out_counted_and_named(
         caplog.clear()
         prepared = sources.prepare(data)
         assert prepared.splits == {"train": 4, "validation": 1}
-        assert "2 broken pictures" in caplog.text and "5.png, 6.png" in caplog.text
+        assert "2 broken pictures" in caplog.text and "5.png (" in caplog.text
     with pytest.raises(InputError, match="Unknown split .*'test'.*train"):
         prepared.open("test")
 
@@ -302,14 +302,12 @@ BAD_METADATA: list[tuple[list[Any], str]] = [
     ([line(1) | {"file_name": "../secret.png"}], "line 1 names '../secret.png', which lies out"),
     ([line(1) | {"file_name": "/etc/x.png"}], "lies outside of the folder"),
     ([line(1) | {"file_name": "a/../../secret.png"}], "lies outside of the folder"),
-    ([line(1), line(2, text=" ")], "line 2 has no usable text"),
-    ([line(1), line(2, text=[])], "line 2 has no usable text"),
     ([line(1), line(2, text=7)], "line 2: \"text\" must be a string or a list"),
     ([line(1), {"file_name": "2.png"}], "line 2 has no \"text\", though 1 of 2"),
     ([line(1, split="tset")], "Unknown split in .* line 1: 'tset'. Did you mean 'test'"),
     ([line(1, label=1), line(2, label="one")], "line 2: \"label\" is a name here"),
-    ([line(1, label=-2)], "line 1: \"label\" must be a name or a class number"),
-    ([line(1, label=10**12)], "line 1: \"label\" must be a name or a class number"),
+    ([line(1, label=True)], "line 1: \"label\" must be a name or a class number"),
+    ([line(1, label=-2)], "None of the pictures"),
     ([], "There is no picture in"),
 ]  # fmt: skip
 
@@ -323,6 +321,29 @@ def test_bad_metadata_is_refused_with_the_line(
     with pytest.raises(InputError, match=message):
         sources.prepare(config("folder", path=str(path)))
     assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
+
+
+def test_lines_that_say_nothing_usable_are_left_out_and_named(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [
+        line(1, split="train", text="a dog", label=0),
+        line(2, split="train", text=" ", label=1),
+        line(3, split="train", text=[], label=1),
+        line(4, split="train", text=["", "a cat"], label=1),
+        line(5, split="train", text="a fox", label=-1),
+        line(6, split="train", text="a cow", label=10**12),
+    ]
+    path = write_folder(tmp_path / "pics", pictures(*range(1, 7)), lines)
+    prepared = sources.prepare(config("folder", path=str(path)))
+    assert prepared.splits == {"train": 1, "validation": 1} and prepared.class_names == ["0", "1"]
+    found = read(prepared, "train") | read(prepared, "validation")
+    assert {name: row["texts"] for name, row in found.items()} == {
+        "1.png": ("a dog",), "4.png": ("a cat",)
+    }  # fmt: skip
+    assert "4 broken pictures" in caplog.text
+    assert '2.png (its "text" is empty), 3.png' in caplog.text
+    assert "5.png (its label -1 is no class)" in caplog.text
 
 
 def test_unusable_sources_are_refused(config: Config, tmp_path: Path) -> None:

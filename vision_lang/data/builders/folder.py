@@ -1,8 +1,9 @@
 """TFDS builder on a user's own folder, or zip, of pictures.
 
-What belongs to what is read by folder_index.py. Pictures that cannot be read or decoded are left
-out, counted and named, here and in the copy's metadata. Plain PNG and JPEG files are stored as they
-are; others become PNG, with EXIF rotation applied and transparency kept (see images.normalise).
+What belongs to what is read by folder_index.py. Pictures that cannot be read or decoded, whose
+text is empty or whose label is no class are left out, counted and named, here and in the copy's
+metadata. Plain PNG and JPEG files are stored as they are; others become PNG, with EXIF rotation
+applied and transparency kept (see images.normalise).
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Folder(tfds.core.GeneratorBasedBuilder):
                 list(self._generate_examples(records))  # only notes what is broken
         if not good:
             path = self.builder_config.files.path
-            raise InputError(f"None of the pictures in {path} can be decoded.")
+            raise InputError(f"None of the pictures in {path} can be used.")
         return good
 
     def _generate_examples(self, records: list[Record]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -100,6 +101,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             yield f"{record.path} {seen[record.path]}", example
 
     def _load(self, record: Record) -> bytes | images.BadImage:
+        if record.broken:
+            return images.BadImage(record.broken)
         try:
             return images.normalise(self.builder_config.files.read(record.path))
         except images.BadImage as error:
@@ -148,10 +151,10 @@ def fingerprint_of(files: Files) -> str:
 
 
 def report_broken(builder: Any, path: str) -> None:
-    """Says at each start which pictures of the source could not be decoded."""
+    """Says at each start which pictures of the source could not be used, and why."""
     broken = dict(builder.info.metadata["broken"])
     if broken:
-        shown = ", ".join(sorted(broken)[:NAMES_SHOWN])
+        shown = ", ".join(f"{name} ({broken[name]})" for name in sorted(broken)[:NAMES_SHOWN])
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
         logging.warning(
             "%d broken pictures in %s are left out: %s%s", len(broken), path, shown, more

@@ -28,6 +28,7 @@ class Record:
     """One example of a folder: `where` says its metadata line in messages, or is its path.
 
     labels: None = nothing is said; () = it is said that there is none (in a list).
+    broken: why the line cannot be used, though its file is there; '' = it can.
     """
 
     path: str
@@ -36,6 +37,11 @@ class Record:
     labels: tuple[str | int, ...] | None
     split: str
     fields: dict[str, str]
+    broken: str = ""
+
+
+class Unusable(Exception):
+    """An empty caption, or a label that is no class: the line is left out, the rest goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +118,16 @@ def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
     key = entry.get("group") if entry.get("group") not in (None, "") else path
     # A line's own split wins, then a folder called train, validation or test around the metadata.
     split = str(entry.get("split") or SPLITS.get(folder.split("/")[0], ""))
+    try:
+        texts, labels, broken = _texts(entry, where), _labels(entry, where), ""
+    except Unusable as error:
+        texts, labels, broken = (), None, str(error)
     return Record(
         path=path,
         where=where,
-        texts=_texts(entry, where),
-        labels=_labels(entry, where),
+        texts=texts,
+        labels=labels,
+        broken=broken,
         split=choose(SPLITS, split, f"split in {where}:") if split else split_of(str(key)),
         fields={k.replace("/", "_"): as_string(v) for k, v in entry.items()
                 if k not in KNOWN_FIELDS or k == "group"},
@@ -124,7 +135,7 @@ def _read_line(files: Files, folder: str, line: str, where: str) -> Record:
 
 
 def _texts(entry: dict[str, Any], where: str) -> tuple[str, ...]:
-    """The captions of a line; a line that has the field must have a usable text in it."""
+    """The captions of a line; raises Unusable where all are empty."""
     if "text" not in entry:
         return ()
     texts = [entry["text"]] if isinstance(entry["text"], str) else entry["text"]
@@ -132,9 +143,7 @@ def _texts(entry: dict[str, Any], where: str) -> tuple[str, ...]:
         raise InputError(f'{where}: "text" must be a string or a list of strings.')
     usable = tuple(text.strip() for text in texts if text.strip())
     if not usable:
-        raise InputError(
-            f'{where} has no usable text: "text" is empty. Write one or remove the line.'
-        )
+        raise Unusable('its "text" is empty')
     return usable
 
 
@@ -144,12 +153,13 @@ def _labels(entry: dict[str, Any], where: str) -> tuple[str | int, ...] | None:
         return None
     labels = tuple(label) if isinstance(label, list) else (label,)
     for one in labels:
-        number = isinstance(one, int) and not isinstance(one, bool) and 0 <= one < LARGEST_LABEL
-        if not number and not (isinstance(one, str) and one):
+        if isinstance(one, bool) or not isinstance(one, int | str) or one == "":
             raise InputError(
                 f'{where}: "label" must be a name or a class number from 0 on, or a list of '
                 f"them, not {one!r}."
             )
+        if isinstance(one, int) and not 0 <= one < LARGEST_LABEL:
+            raise Unusable(f"its label {one} is no class")
     return labels
 
 
@@ -179,6 +189,7 @@ def _from_sub_folders(pictures: list[str]) -> list[Record]:
 
 def _check_texts(records: list[Record]) -> None:
     """Either every line has a text, or none: a forgotten one would train on nothing."""
+    records = [record for record in records if not record.broken]
     with_text = [record for record in records if record.texts]
     if with_text and len(with_text) < len(records):
         first = next(record for record in records if not record.texts)
