@@ -1,6 +1,7 @@
-"""Trains the tiny diffusion task on 1, 2, ... forced host devices and prints what came out as JSON.
+r"""Trains a tiny task on 1, 2, ... forced host devices and prints what came out as JSON.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m tests.training.on_devices 30
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 \
+        python -m tests.training.on_devices 30 diffusion
 
 What it prints is compared by test_devices.py.
 """
@@ -8,6 +9,7 @@ What it prints is compared by test_devices.py.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import sys
 from types import SimpleNamespace
@@ -17,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import diffusion
 from vision_lang.models import layers
 from vision_lang.models.sketch import Sketch, SketchSpec
 from vision_lang.runs.records import digest
 from vision_lang.training import parallel, setup
 
-ROWS, LENGTH, SIDE, WORDS = 8, 6, 16, 32
+ROWS, LENGTH, SIDE, WORDS, CLASSES = 8, 6, 16, 32, 4
 
 
 class Tokenizer:
@@ -35,12 +36,16 @@ class Tokenizer:
         return np.arange(length, dtype=np.int32) % 2, np.arange(length) < 2
 
 
-def config(accumulate=1):
-    made = diffusion.get_config("tiny")
-    made.batch_size, made.accumulate, made.caption_drop = ROWS, accumulate, 0.5
+def config(task="diffusion", accumulate=1):
+    made = importlib.import_module(f"configs.{task}").get_config("tiny")
+    made.batch_size, made.accumulate = ROWS, accumulate
     made.data.update(resolution=SIDE, text_length=LENGTH)
-    made.model.unet.update(widths=(8,), depth=(1,), heads=(2,), dropout=0.1)  # one level
-    made.model.text.dropout = 0.1
+    if task == "diffusion":
+        made.caption_drop = 0.5
+        made.model.unet.update(depth=(1,), dropout=0.1)
+        made.model.text.dropout = 0.1
+    if task == "captioning":
+        made.model.decoder.dropout = 0.1
     return made
 
 
@@ -50,7 +55,7 @@ def batch(step):
         "image": rng.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8),
         "tokens": rng.integers(2, WORDS, (ROWS, LENGTH), np.int32),
         "text_mask": np.arange(LENGTH) < rng.integers(2, LENGTH + 1, (ROWS, 1)),
-        "label": np.full(ROWS, -1, np.int32),
+        "label": rng.integers(0, CLASSES, ROWS, np.int32),
         "weight": (np.arange(ROWS) != step % 11).astype(np.float32),
         "index": np.arange(ROWS, dtype=np.int32),
     }
@@ -70,10 +75,10 @@ def noisy(params):
     return {name: jnp.asarray(add(np.asarray(params[name]))) for name in sorted(params)}
 
 
-def train(way, steps, accumulate=1):
+def train(way, steps, task, accumulate=1):
     """Returns the gradients of step 0 as one vector, and the loss of each step."""
-    made = config(accumulate)
-    step, state = setup.start(made, setup.make_task(made, Tokenizer(), 0))
+    made = config(task, accumulate)
+    step, state = setup.start(made, setup.make_task(made, Tokenizer(), CLASSES))
     step = dataclasses.replace(step, optimizer=optax.chain(RECORDER, step.optimizer))
     params = noisy(state.params)
     state = state.replace(params=params, opt_state=step.optimizer.init(step.packing.pack(params)))
@@ -166,33 +171,31 @@ def describe(found):
     }
 
 
-def main(steps: int) -> None:
+def main(steps: int, task: str) -> None:
     every = jax.local_devices()
     counts = [n for n in (1, 2, 4, 8) if n <= len(every)]
-    # On two devices in micro-batches: one program less to compile.
-    ways = {f"pmap {n}": (parallel.make("pmap", devices=every[:n]), 1 + (n == 2)) for n in counts}
-    ways["jit"] = (parallel.make("jit", devices=every), 1)
-    runs = {name: train(way, steps, accumulate) for name, (way, accumulate) in ways.items()}
+    ways = {f"pmap {n}": parallel.make("pmap", devices=every[:n]) for n in counts}
+    ways["jit"] = parallel.make("jit", devices=every)
+    # Diffusion on two devices in micro-batches: one program less to compile. (A batch norm has the
+    # statistics of a micro-batch, and contrastive losses want the whole batch.)
+    parts = {name: 2 if (name, task) == ("pmap 2", "diffusion") else 1 for name in ways}
+    runs = {name: train(way, steps, task, parts[name]) for name, way in ways.items()}
     grads, losses = runs.pop("pmap 1")
-    print(
-        json.dumps(
-            {
-                "largest": float(np.abs(grads).max()),
-                "share_not_zero": float((grads != 0).mean()),
-                "losses": losses,
-                "gradient_error": {n: float(np.abs(g - grads).max()) for n, (g, _) in runs.items()},
-                "loss_error": {
-                    n: float(np.abs(np.subtract(other, losses)).max())
-                    for n, (_, other) in runs.items()
-                },
-                "spread": {n: spread(way) for n, (way, _) in ways.items()},
-                "draws": {
-                    n: describe(draws(ways[n][0])) for n in ("pmap 1", f"pmap {counts[-1]}", "jit")
-                },
-            }
-        )
-    )
+    found = {
+        "largest": float(np.abs(grads).max()),
+        "share_not_zero": float((grads != 0).mean()),
+        "losses": losses,
+        "gradient_error": {n: float(np.abs(g - grads).max()) for n, (g, _) in runs.items()},
+        "loss_error": {
+            n: float(np.abs(np.subtract(other, losses)).max()) for n, (_, other) in runs.items()
+        },
+    }
+    if task == "diffusion":
+        found["spread"] = {name: spread(way) for name, way in ways.items()}
+        some = ("pmap 1", f"pmap {counts[-1]}", "jit")
+        found["draws"] = {name: describe(draws(ways[name])) for name in some}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

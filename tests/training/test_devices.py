@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -17,10 +18,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DEVICES = "--xla_force_host_platform_device_count"
 
 
-def on_devices(count: int, steps: int) -> dict:
+@functools.cache
+def on_devices(count: int, steps: int, task: str) -> dict:
     """What tests/training/on_devices.py reports."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.on_devices", str(steps)],
+        [sys.executable, "-m", "tests.training.on_devices", str(steps), task],
         cwd=ROOT,
         env=os.environ | {"XLA_FLAGS": f"{DEVICES}={count} {commands.QUICK}"},
         capture_output=True,
@@ -33,13 +35,22 @@ def on_devices(count: int, steps: int) -> dict:
 pytestmark = pytest.mark.slow  # to compile for several devices takes more than a minute
 
 
-@pytest.fixture(scope="module", params=[4, 8])
+CASES = [(4, 30, "diffusion"), (8, 100, "diffusion")]
+CASES += [(8, 100, task) for task in ("recognition", "captioning", "contrastive")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[2]}-{case[0]}")
 def report(request):
-    return on_devices(request.param, 30 if request.param == 4 else 100)
+    return on_devices(*request.param)
+
+
+@pytest.fixture(scope="module", params=CASES[:2], ids=lambda case: f"{case[2]}-{case[0]}")
+def drawn(request):
+    return on_devices(*request.param)
 
 
 def test_gradients_of_the_first_step_agree(report):
-    assert report["share_not_zero"] > 0.9
+    assert report["share_not_zero"] > 0.5
     assert {"pmap 2", "pmap 4", "jit"} <= set(report["gradient_error"])
     for way, error in report["gradient_error"].items():
         assert error <= 1e-5 * report["largest"], way
@@ -47,21 +58,23 @@ def test_gradients_of_the_first_step_agree(report):
 
 def test_losses_agree(report):
     steps = len(report["losses"])
-    # It learns: of pictures of noise little can be known, least of all by a sketch.
-    assert report["losses"][-1] < 0.95 * report["losses"][0]
+    if "draws" in report:  # diffusion: of pictures of noise little can be known, but something;
+        # of the words and classes that go with them nothing
+        assert report["losses"][-1] < 0.95 * report["losses"][0]
+    assert len(set(report["losses"])) == steps
     for way, error in report["loss_error"].items():
         assert error <= (1e-5 if steps <= 30 else 1e-3), way
 
 
-def test_spread_rows_come_back_in_order(report):
-    for way, squares in report["spread"].items():
+def test_spread_rows_come_back_in_order(drawn):
+    for way, squares in drawn["spread"].items():
         for rows, found in squares.items():
             expected = np.arange(6.0 * int(rows)).reshape(-1, 2, 3) ** 2
             np.testing.assert_array_equal(found, expected, err_msg=way)
 
 
-def test_every_draw_is_the_example_s_own(report):
-    draws = report["draws"]
+def test_every_draw_is_the_example_s_own(drawn):
+    draws = drawn["draws"]
     # Under jit the sum of image and noise is fused another way, and rounded another way; that the
     # noise is the same is what the losses say.
     rounded = draws["jit"]["digests"].pop("noisy")
