@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from dataclasses import dataclass
@@ -129,16 +128,9 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
 
     opt_state, ema = jax.jit(derived, compiler_options=quick)(first.params)
     first = first.replace(opt_state=opt_state, ema=ema)
-    return step, first.replace(window=_empty_window(step, task, first, config.batch_size))
-
-
-def _empty_window(step: Step, task: Any, first: state.TrainState, rows: int) -> dict:
-    """Zeros with the names and shapes of the step's metrics."""
-    example = task.batch_spec()
-    batch = {k: jax.ShapeDtypeStruct((rows, *s.shape), s.dtype) for k, s in example.items()}
-    function = functools.partial(step, across=parallel.ONE_DEVICE)
-    after, _ = jax.eval_shape(function, first, batch)
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), after.window)
+    rows = lambda s: jax.ShapeDtypeStruct((config.batch_size, *s.shape), s.dtype)  # noqa: E731
+    batch = jax.tree.map(rows, task.batch_spec())
+    return step, first.replace(window=step.empty_window(first, batch))
 
 
 def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:

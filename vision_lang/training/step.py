@@ -14,9 +14,11 @@ import optax
 
 from vision_lang import keys as random_keys
 from vision_lang.training.optimizer import Packing
+from vision_lang.training.parallel import ONE_DEVICE
 from vision_lang.training.state import Ema, TrainState, variables
 
 Batch = dict[str, jax.Array]
+NORMS = ("grad_norm", "param_norm", "update_norm", "learning_rate")  # logged beside the metrics
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,23 +53,19 @@ class Step:
 
         An update with NaN or Inf in it is skipped whole.
         """
-        key = random_keys.make(self.seed, "train", state.step)
-        keys = random_keys.per_example(key, batch["index"])
-        progress = state.step.astype(jnp.float32) / self.steps
-        batch = batch | {"progress": jnp.broadcast_to(progress, batch["weight"].shape)}
-        grads, mutable, metrics = self._gradients(state, batch, keys, across)
+        grads, mutable, metrics = self._gradients(state, *self._given(state, batch), across)
 
         updates, opt_state = self.optimizer.update(
             grads, state.opt_state, self.packing.pack(state.params), across=across
         )
-        norms = {
-            "grad_norm": optax.tree.norm(grads),
-            "param_norm": optax.tree.norm(self.packing.pack(state.params)),
-            "update_norm": optax.tree.norm(updates),
-            "learning_rate": self.learning_rate(state.step),
-        }
-        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norms["grad_norm"])
-        metrics |= {name: (value, 1.0) for name, value in norms.items()}
+        norms = (
+            optax.tree.norm(grads),
+            optax.tree.norm(self.packing.pack(state.params)),
+            optax.tree.norm(updates),
+            self.learning_rate(state.step),
+        )
+        finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(norms[0])
+        metrics |= {name: (value, 1.0) for name, value in zip(NORMS, norms, strict=True)}
         metrics = jax.tree.map(lambda m: jnp.asarray(m, jnp.float32), metrics)
 
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
@@ -87,21 +85,42 @@ class Step:
         )
         return state, jnp.copy(bad_steps)
 
+    def empty_window(self, state: TrainState, batch: Any) -> dict[str, tuple[jax.Array, jax.Array]]:
+        """Zeros with the names and shapes of the metrics, of a batch of such shapes and types.
+
+        Only the loss is traced: to trace its gradient as well, for these names, took as long as the
+        step itself.
+        """
+
+        def metrics(state, batch):
+            batch, keys = self._given(state, batch)
+            return self._loss(state.params, state, batch, keys, ONE_DEVICE)[1][1]
+
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        found = jax.eval_shape(metrics, state, batch) | dict.fromkeys(NORMS, (number, number))
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), found)
+
+    def _given(self, state: TrainState, batch: Batch) -> tuple[Batch, jax.Array]:
+        """The batch with the progress of the training, and the examples' keys."""
+        key = random_keys.make(self.seed, "train", state.step)
+        progress = state.step.astype(jnp.float32) / self.steps
+        batch = batch | {"progress": jnp.broadcast_to(progress, batch["weight"].shape)}
+        return batch, random_keys.per_example(key, batch["index"])
+
+    def _loss(self, params, state: TrainState, batch: Batch, keys: jax.Array, across: Any):
+        """Returns the sum of the weighted losses, and (the mutable collections, the metrics)."""
+        losses, mutable, metrics = self.task.loss(
+            variables(params, state), batch, keys, across=across, train=True
+        )
+        total = (losses * batch["weight"]).sum()
+        return total, (mutable, metrics | {"loss": (total, batch["weight"].sum())})
+
     def _gradients(self, state: TrainState, batch: Batch, keys: jax.Array, across: Any):
         """Returns the packed gradient of the weighted mean loss over the global batch, the mutable
         collections, and the metrics over it, as (sum, count)."""
 
         def summed(params, mutable, part, part_keys):
-            losses, mutable, metrics = self.task.loss(
-                variables(params, state.replace(mutable=mutable)),
-                part,
-                part_keys,
-                across=across,
-                train=True,
-            )
-            total = (losses * part["weight"]).sum()
-            metrics = metrics | {"loss": (total, part["weight"].sum())}
-            return total, (mutable, metrics)
+            return self._loss(params, state.replace(mutable=mutable), part, part_keys, across)
 
         gradient = jax.grad(summed, has_aux=True)
         if self.accumulate == 1:
