@@ -13,10 +13,9 @@ import pytest
 from tests.models.parameters import agree, count, random_parameters, shapes
 from vision_lang.models.unet import UNETS, UNet, UNetSpec
 
-SPEC = UNetSpec(
-    (8, 16), depth=(1, 1), heads=(1, 2), layers=1, groups=4, positions=True, pooled_text=True
-)
-ONE_LEVEL = UNetSpec((8,), depth=(1,), heads=(2,), layers=1, groups=4)
+# One level: two take twice as long to compile, and nothing here but the sizes is about levels.
+PLAIN = UNetSpec((8,), depth=(1,), heads=(2,), layers=1, groups=4)
+SPEC = dataclasses.replace(PLAIN, positions=True, pooled_text=True)
 BATCH, SIZE, CHANNELS, LENGTH, CONTEXT, CLASSES = 3, (5, 6), 3, 8, 12, 4
 NETWORK = UNet(SPEC, CHANNELS, CLASSES)
 RNG = np.random.default_rng(2)
@@ -109,11 +108,10 @@ def test_the_mean_of_the_text_adds_to_the_time():
 
 def test_the_place_of_a_pixel_is_part_of_the_input():
     """Without positions a flat picture without borders is flat inside; with them it is not."""
-    spec = dataclasses.replace(ONE_LEVEL, pooled_text=False)
     flat = np.ones((BATCH, 40, 40, CHANNELS), np.float32)
     inside = slice(16, 24)  # farther from the border than eight 3x3 convolutions reach
     for positions in (False, True):
-        network = UNet(dataclasses.replace(spec, positions=positions), CHANNELS)
+        network = UNet(dataclasses.replace(PLAIN, positions=positions), CHANNELS)
         params = random_parameters(network, **{**INPUTS, "x": flat})
         output, _ = predict(network, params, x=flat)
         spread = np.ptp(output[:, inside, inside], axis=(1, 2)).max()
@@ -124,7 +122,7 @@ def test_remat_changes_neither_values_nor_gradients():
     keys = jax.random.split(jax.random.key(0), BATCH)
     weights = normal(BATCH, *SIZE, CHANNELS)
 
-    spec = dataclasses.replace(ONE_LEVEL, dropout=0.3)
+    spec = dataclasses.replace(PLAIN, dropout=0.3)
     params = random_parameters(UNet(spec, CHANNELS), **INPUTS)
 
     def value_and_gradient(remat):
@@ -148,16 +146,18 @@ def test_bfloat16_is_close_to_float32():
 
 def test_training_starts_from_zero_only_if_asked():
     init = lambda net: jax.jit(net.init, compiler_options=QUICK)(jax.random.key(0), **INPUTS)  # noqa: E731
-    zero = UNet(ONE_LEVEL, CHANNELS)
+    spec = dataclasses.replace(PLAIN, depth=(0,))  # the middle alone attends
+    zero = UNet(spec, CHANNELS)
     variables = init(zero)
     output, blocks = predict(zero, variables["params"])
     np.testing.assert_array_equal(output, np.zeros_like(output))
     assert np.abs(blocks["up_0"]).max() > 0.01
-    for block in ("resnets_0/conv2", "attentions_0/proj_out"):
-        outer, inner = block.split("/")
-        kernel = variables["params"]["down_blocks_0"][outer][inner]["kernel"]
+    last = {"down_blocks_0": "resnets_0/conv2", "mid_block": "attentions_0/proj_out"}
+    for block, path in last.items():
+        outer, inner = path.split("/")
+        kernel = variables["params"][block][outer][inner]["kernel"]
         np.testing.assert_array_equal(kernel, np.zeros_like(kernel))
-    plain = UNet(dataclasses.replace(ONE_LEVEL, zero_init=False), CHANNELS)
+    plain = UNet(dataclasses.replace(spec, zero_init=False), CHANNELS)
     variables = init(plain)
     assert np.abs(predict(plain, variables["params"])[0]).std() > 0.01
 
