@@ -21,8 +21,8 @@ objects stand to each other: until then the loss lies on a plateau at .70, and 5
     ... the loss per token, not per text                 .73           .67      69 % of 500
 
 Batches of 32 learn as much from each example as those of 64 (.73 after 32,000 and .71 after 45,000
-examples), and beams of 4 describe no better than greedy decoding (91.2 and 91.5 % of 600 after 3,000
-steps): it is examples that lack.
+examples), and beams of 4 describe no better than greedy decoding (91.2 and 91.5 % of 600 after
+3,000 steps): it is examples that lack.
 """
 
 import dataclasses
