@@ -192,7 +192,8 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling = config.sampling = ConfigDict()  # for the evaluators, and generate's defaults
     sampling.sampler = "ddim"  # a row of diffusion.samplers.SAMPLERS
     sampling.steps = 30
-    sampling.guidance = 1.0  # 1 = the conditional model
+    # 1 = the conditional model. Of Fashion-MNIST a classifier recognises 80 % with 1, 94 % with 2.
+    sampling.guidance = 2.0 if labels else 1.0
     sampling.interval = (0.0, 1.0)  # the t between which guidance acts
     sampling.rescale = 0.0  # of the guided image to the conditional one's contrast
     sampling.spacing = "uniform"  # a row of diffusion.spacing.SPACINGS
