@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import contrastive
+from configs import captioning, contrastive
 from vision_lang import describe, evaluate, extract, recognize
 from vision_lang.data import sources, tokenizer
 from vision_lang.metrics import probes
@@ -125,6 +125,21 @@ def test_recognize_by_similarity(captioner, pictures, command, monkeypatch):
     assert len(found) == 2
     for line in found:
         assert dict(line["top"]) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_captioner_begins_with_the_encoder_of_a_recogniser(recogniser, captioner):
+    """As its config's docstring says; the head that names classes stays behind."""
+    config = captioning.get_config("tiny")
+    config.init.encoder = str(recogniser)
+    _, state = setup.start(
+        config, setup.make_task(config, tokenizer.load(captioner / "tokenizer.json"), 0)
+    )
+    there = setup.load(str(recogniser)).variables["params"]["encoder"]
+    kernels = {name: value for name, value in state.params.items() if name.startswith("encoder/")}
+    assert len(kernels) > 5 and "logits" in there
+    for name, value in kernels.items():
+        _, layer, leaf = name.split("/")
+        np.testing.assert_array_equal(value, there[layer][leaf])
 
 
 def test_a_probe_of_a_finished_run(recogniser, pictures, command, monkeypatch):

@@ -18,13 +18,13 @@ _WATCHER: contextvars.ContextVar[Watcher | None] = contextvars.ContextVar("watch
 
 
 @contextlib.contextmanager
-def watcher(watcher: Watcher) -> Iterator[None]:
-    """Inside, what is `watched` is shown by `watcher`.
+def watcher(show: Watcher) -> Iterator[None]:
+    """Inside, what is `watched` is shown.
 
     Args:
-      watcher: the number of batches -> a context whose value is told how many are done.
+      show: the number of batches -> a context whose value is told how many are done.
     """
-    token = _WATCHER.set(watcher)
+    token = _WATCHER.set(show)
     try:
         yield
     finally:

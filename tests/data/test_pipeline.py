@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from tensorflow_datasets import features as f
 
 from tests.data.conftest import encode, write_tfds
+from vision_lang import watching
 from vision_lang.data import pipeline, reading, sources, tokenizer
 from vision_lang.errors import InputError
 
@@ -220,6 +222,21 @@ def test_a_broken_record_keeps_its_slot_with_weight_zero(
                     np.testing.assert_array_equal(batch[key][row], expected[key][row])
     assert zero == 4 and set(batches.bad) == {"7.png", "21.png"}
     assert caplog.text.count("Broken record") == 2
+
+
+def test_who_waits_for_an_evaluation_sees_its_batches(config: Config, tmp_path: Path) -> None:
+    source, data = make(config, tmp_path)
+    seen: list[tuple[int, int]] = []
+
+    @contextlib.contextmanager
+    def show(total: int) -> Iterator[Callable[[int], None]]:
+        yield lambda done: seen.append((done, total))
+
+    with watching.watcher(show):
+        shown = list(pipeline.eval_batches(source, ENCODE, data=data, batch_size=8))
+    assert seen == [(n, 4) for n in (1, 2, 3, 4)]
+    assert_same(shown, list(pipeline.eval_batches(source, ENCODE, data=data, batch_size=8)))
+    assert len(seen) == 4  # nobody looks on any more
 
 
 def test_a_label_outside_the_classes_keeps_its_slot_with_weight_zero(

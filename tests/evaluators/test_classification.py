@@ -57,23 +57,30 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_mirror_image_is_asked_as_well(tmp_path, flip):
-    """The answer is the brightness of the left half: of both halves' mean, if it asks twice."""
+    """A network that says 0.2 when it is asked first and 0.6 when it is asked again."""
     context = build(tmp_path, "a dog")
-    asked = []
+    asked, answers = [], []
 
     def rows(variables, images):
         asked.append(images)
-        left = images[:, :, : images.shape[2] // 2].mean((1, 2, 3)) / 255
-        return np.stack([left, 1 - left], 1)
+        first = [0.2, 0.6][(len(asked) - 1) % (1 + flip)]
+        return np.tile([first, 1 - first], (len(images), 1))
 
-    parallel = SimpleNamespace(forward=lambda rows: rows, place=lambda x: x, devices=1)
+    def forward(rows):
+        def noted(*given):
+            answers.append(rows(*given))
+            return answers[-1]
+
+        return noted
+
+    parallel = SimpleNamespace(forward=forward, place=lambda x: x, devices=1)
     task = SimpleNamespace(probabilities=rows)
     context = dataclasses.replace(context, task=task, parallel=parallel)
     context.config.update(task="recognition", multi_label=False)
-    make(context, "classification", splits=("train",), final_splits=(), flip=flip)(
-        {"raw": 0}, False
-    )
-    assert len(asked) == (2 if flip else 1) * 5  # 18 pictures in batches of 4
+    evaluate = make(context, "classification", splits=("train",), final_splits=(), flip=flip)
+    evaluate({"raw": None}, False)
+    assert len(answers) == 5  # batches of 4 of 18 pictures
+    np.testing.assert_allclose(np.array(answers)[..., 0], 0.4 if flip else 0.2)
     if flip:
         np.testing.assert_array_equal(asked[1], asked[0][:, :, ::-1])
 

@@ -3,7 +3,7 @@
 Shapes: B batch, H W height and width, C channels in, K channels out.
 
 XLA's CPU backend is slow at convolving maps of a few places, up to forty times at 2x2, where a
-VGG-11 spent most of its time on 32 px, and at the gradients of wide layers. As a matrix product
+VGG-11 spent half of its time on 32 px, and at the gradients of wide layers. As a matrix product
 with the patches of the map (im2col) the same sums run at the speed of a matrix product. Where a map
 is large its patches do not fit a cache, and XLA's own way is as fast or faster. GPUs and TPUs
 convolve as ever.

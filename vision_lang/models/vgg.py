@@ -213,9 +213,8 @@ class VGG(nn.Module):
         for stage, widths in enumerate(spec.stages, start=1):
             for i, channels in enumerate(widths, start=1):
                 name = f"conv{stage}_{i}"
-                x = Conv3x3(spec.scaled(channels), spec.padding, self.dtype, CONV_INIT, name=name)(
-                    x
-                )
+                width = spec.scaled(channels)
+                x = Conv3x3(width, spec.padding, self.dtype, CONV_INIT, name=name)(x)
                 if spec.batch_norm:
                     norm = BatchNorm(spec.momentum, spec.epsilon, name=f"{name}_bn")
                     x = norm(x, train=train, weight=weight, across=across)
