@@ -71,11 +71,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2e-3)
     blocks = r"decoder/h_\d+/.*kernel"
-    muon = {"rule": "muon", "weight_decay": 0.01, "learning_rate_scale": 5.0}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
             "encoder": common.adamw("encoder/.*/kernel", weight_decay=0.01),
-            "blocks": muon | {"pattern": blocks},
+            "blocks": common.muon(blocks),
             "matrices": common.adamw(f"(?!encoder/|{blocks}).*/kernel", weight_decay=0.01),
             "others": common.adamw(".*/(bias|scale|embedding)"),
         }

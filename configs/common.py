@@ -77,6 +77,16 @@ def adamw(pattern: str, weight_decay: float = 0.0, learning_rate_scale: float = 
     }
 
 
+def muon(pattern: str, weight_decay: float = 0.01, learning_rate_scale: float = 5.0) -> dict:
+    """Returns an entry of config.optimizer.groups for matrices and the kernels of convolutions."""
+    return {
+        "pattern": pattern,
+        "rule": "muon",
+        "weight_decay": weight_decay,
+        "learning_rate_scale": learning_rate_scale,
+    }
+
+
 def shrink(config: ConfigDict) -> None:
     """Makes it a run of seconds; its networks and evaluators are its own to shrink."""
     config.steps = 20

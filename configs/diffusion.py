@@ -207,11 +207,10 @@ def get_config(arg: str = "") -> ConfigDict:
     blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
     texts = r"text_encoder/layers_\d+/.*kernel"
     words = r"text_encoder/token_embedding/embedding"
-    muon = {"rule": "muon", "weight_decay": 0.01}
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
-            "blocks": muon | {"pattern": blocks, "learning_rate_scale": 3.5},
-            "texts": muon | {"pattern": texts, "learning_rate_scale": 1.5},
+            "blocks": common.muon(blocks, learning_rate_scale=3.5),
+            "texts": common.muon(texts, learning_rate_scale=1.5),
             # A step touches few rows of the table, and its rows are large.
             "words": common.adamw(words, learning_rate_scale=24 * model.text.embedding_std),
             "matrices": common.adamw(f"(?!{blocks}|{texts}).*/kernel", weight_decay=0.01),

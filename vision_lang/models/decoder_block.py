@@ -34,7 +34,7 @@ class DecoderSpec:
     width: int
     layers: int
     heads: int
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4.0
     dropout: float = 0.0
     init_std: float = 0.02
 
@@ -142,7 +142,7 @@ class Mlp(nn.Module):
     dtype: Dtype
 
     def setup(self) -> None:
-        self.c_fc = _dense(self.spec, self.spec.width * self.spec.mlp_ratio, self.dtype)
+        self.c_fc = _dense(self.spec, round(self.spec.width * self.spec.mlp_ratio), self.dtype)
         self.c_proj = _dense(self.spec, self.spec.width, self.dtype, last=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -127,10 +127,11 @@ class TextDecoder(nn.Module):
         features: jax.Array | None = None,  # [B, M, E], where the decoder has cross-attention
         features_mask: jax.Array | None = None,  # [B, M] bool
         keys: jax.Array | None = None,  # [B] dropout keys
+        places: jax.Array | None = None,  # [B, L] int32, or None: padding does not count
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the logits, float32 [B, L, V], and the intermediates: `hidden_0` (embeddings) ...
-        `hidden_N` (before the final norm), each [B, L, D], and of a decoder with cross-attention
-        `cross_0` ..., the weights of each layer over the context, [B, H, L, M].
+        `hidden_N` (before the final norm) and `final` (behind it), each [B, L, D], and of a decoder
+        with cross-attention `cross_0` ..., each layer's weights over the context, [B, H, L, M].
 
         Logits at a token are those of the one behind it. Padding behind a text never reaches its
         tokens; a text with padding in front has the same logits as without, given the mask.
@@ -138,10 +139,11 @@ class TextDecoder(nn.Module):
         length = tokens.shape[1]
         _check_length(length, self.max_length)
         allowed = jnp.tril(jnp.ones((length, length), bool))[None, None]
-        places = jnp.arange(length)[None]
+        counted = jnp.arange(length)[None]
         if mask is not None:
             allowed &= mask[:, None, None, :]
-            places = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+            counted = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        places = counted if places is None else places
         context = None if features is None else self.read(features, features_mask)
         x = self.drop(self.wte(tokens) + self.wpe(places), keys)
         logits, _, intermediates = self._layers(x, allowed, context, keys, None, 0)
@@ -192,5 +194,5 @@ class TextDecoder(nn.Module):
             intermediates[f"hidden_{i + 1}"] = x
             if weights is not None:
                 intermediates[f"cross_{i}"] = weights
-        x = self.ln_f(x).astype(self.dtype)
+        x = intermediates["final"] = self.ln_f(x).astype(self.dtype)
         return self.wte.logits(x), tuple(after), intermediates

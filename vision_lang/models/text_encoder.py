@@ -43,7 +43,7 @@ class TextSpec:
     layers: int
     heads: int
     activation: str = "quick_gelu"
-    mlp_ratio: int = 4
+    mlp_ratio: float = 4.0
     dropout: float = 0.0
     embedding_std: float = 0.02
     position_std: float = 0.02
@@ -137,7 +137,7 @@ class Block(nn.Module):
         h = SelfAttention(spec, self.dtype, name="self_attn")(h, mask)
         x = x + Dropout(spec.dropout, name="drop1")(h, keys)
         h = layer_norm(1e-5, "layer_norm2")(x).astype(self.dtype)
-        h = nn.Dense(spec.width * spec.mlp_ratio, dtype=self.dtype, name="fc1")(h)
+        h = nn.Dense(round(spec.width * spec.mlp_ratio), dtype=self.dtype, name="fc1")(h)
         h = choose(ACTIVATIONS, spec.activation, "activation")(h)
         h = nn.Dense(spec.width, dtype=self.dtype, name="fc2")(h)
         return x + Dropout(spec.dropout, name="drop2")(h, keys)
