@@ -122,17 +122,19 @@ from configs import common
 from vision_lang.data import presets
 from vision_lang.errors import choose
 from vision_lang.evaluators.generation import Generation
+from vision_lang.models.autoencoder import AUTOENCODERS
 from vision_lang.models.sketch import SKETCHES
 from vision_lang.models.text_encoder import TEXT_ENCODERS
 from vision_lang.models.unet import UNETS
 
-# size -> (U-Net, text encoder, sketch, patch)
+# size -> (U-Net, text encoder, sketch, autoencoder, patch)
 SIZES = {
-    "tiny": ("tiny", "tiny", "tiny", 2),
-    "small": ("small", "small", "small", 4),
-    "sd15": ("sd15", "clip_l14", "none", 1),
-    "sd21": ("sd21", "openclip_h14", "none", 1),
+    "tiny": ("tiny", "tiny", "tiny", "none", 2),
+    "small": ("small", "small", "small", "none", 4),
+    "sd15": ("sd15", "clip_l14", "none", "sd", 1),
+    "sd21": ("sd21", "openclip_h14", "none", "sd", 1),
 }
+SD_SCALING = 0.18215  # of Stable Diffusion's latents
 PROMPTS = (
     "two objects: a red circle above a blue square",
     "one large green cross on a white background",
@@ -160,13 +162,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval_every = config.steps // 2
     config.save_every = 1_000 if labels else 900
 
-    unet, text, sketch, patch = choose(SIZES, "tiny" if given.tiny else given.size, "size")
+    size = "tiny" if given.tiny else given.size
+    unet, text, sketch, autoencoder, patch = choose(SIZES, size, "size")
     model = config.model = ConfigDict()
     model.unet = ConfigDict(dataclasses.asdict(UNETS[unet]))
     model.text = ConfigDict(dataclasses.asdict(TEXT_ENCODERS[text]))
     if given.condition == "label":
         sketch = "none"  # it reads texts
     model.sketch = ConfigDict(dataclasses.asdict(SKETCHES[sketch]))
+    # widths=() are pixels; otherwise its latents are diffused. config.init.autoencoder=RUN has its
+    # weights, which config.optimizer.frozen must name: nothing is learned there.
+    model.autoencoder = ConfigDict(dataclasses.asdict(AUTOENCODERS[autoencoder]))
+    model.autoencoder.scaling = SD_SCALING if autoencoder == "sd" else 1.0
+    model.autoencoder.shift = 0.0
     model.patch = patch  # pixels of a side that become channels: 2 makes 32x32x3 16x16x12
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, more time
@@ -198,7 +206,8 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.rescale = 0.0  # of the guided image to the conditional one's contrast
     sampling.spacing = "uniform"  # a row of diffusion.spacing.SPACINGS
     sampling.shift = 3.0  # > 1: more steps at high noise
-    sampling.clip = "static"  # x0 to [-1, 1]; "none" | "dynamic"
+    # x0 to [-1, 1]: "static" | "none" | "dynamic"; latents have no such bounds
+    sampling.clip = "static" if autoencoder == "none" else "none"
     # new noise of sampler=ddim: 0 none, 1 ancestral (ddpm), above: early mistakes are forgotten
     # (and the likelier pictures favoured, which only the oracle of the built-in world rewards)
     sampling.eta = 3.0 if presets.is_shapes(given.data) else 1.0
@@ -217,9 +226,11 @@ def get_config(arg: str = "") -> ConfigDict:
             "others": common.adamw(f"(?!{words}).*/(bias|scale|embedding)"),
         }
     )
+    if autoencoder != "none":
+        optimizer.frozen = ("autoencoder/.*",)
     config.ema = ConfigDict({"ema": {"decay": 0.995}})
     # "RUN[@step][:ema|raw]" each
-    config.init = ConfigDict({"text_encoder": "", "unet": "", "sketch": ""})
+    config.init = ConfigDict({"text_encoder": "", "unet": "", "sketch": "", "autoencoder": ""})
 
     config.evaluators = evaluators(given.data)
     if given.tiny:

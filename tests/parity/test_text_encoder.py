@@ -29,7 +29,7 @@ def pair(spec: TextSpec, vocabulary: int, length: int):
     config = transformers.CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=spec.width,
-        intermediate_size=spec.mlp_ratio * spec.width,
+        intermediate_size=round(spec.mlp_ratio * spec.width),
         num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads,
         max_position_embeddings=length,

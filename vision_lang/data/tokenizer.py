@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -62,7 +63,9 @@ class Tokenizer:
         for names in SPECIAL_TOKENS:
             ids = [i for i in map(self._hf.token_to_id, names) if i is not None]
             if len(ids) == 3:
-                return ids[0], ids[1], ids[2]
+                # Stable Diffusion 2 pads with "!": a file may say so.
+                padding = json.loads(self.json).get("padding") or {}
+                return ids[0], ids[1], padding.get("pad_id", ids[2])
         known = "; ".join(", ".join(names) for names in SPECIAL_TOKENS)
         raise InputError(
             "This tokenizer.json has no known tokens for begin, end and padding of a text "

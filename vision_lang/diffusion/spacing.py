@@ -116,6 +116,7 @@ SPACINGS: dict[str, Callable[..., Spacing]] = {
     "karras": karras,
     "trailing": trailing,
     "leading": leading,
+    "leading_1": lambda: leading(offset=1),  # as Stable Diffusion 1's schedulers are set
 }
 
 

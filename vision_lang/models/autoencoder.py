@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 
 from vision_lang.errors import InputError
-from vision_lang.models.convolution import Conv3x3
 from vision_lang.models.layers import attend, group_norm
 
 Dtype = jnp.dtype
@@ -56,10 +55,12 @@ class AutoencoderSpec:
 
 
 AUTOENCODERS = {
+    "none": AutoencoderSpec(()),  # pixels themselves
     # For tests, whose time is what it takes to compile.
     "tiny": AutoencoderSpec((8, 8), layers=1, groups=4),
-    # For 32 px on a CPU, whose time is that of the finest level.
-    "small": AutoencoderSpec((32, 64, 128), layers=1, groups=8),
+    # For 32 px on a CPU, whose time is that of the finest level: twice as wide takes 3.5 times as
+    # long.
+    "small": AutoencoderSpec((16, 32, 64), layers=1, groups=8),
     # Stable Diffusion 1.x and 2.x.
     "sd": AutoencoderSpec((128, 256, 512, 512)),
 }
@@ -85,6 +86,11 @@ def check(spec: AutoencoderSpec, side: int | None = None) -> None:
         )
 
 
+def conv3x3(features: int, dtype: Dtype, name: str) -> nn.Conv:
+    """A 3x3 convolution that keeps height and width; `Conv3x3` is no faster at the sizes here."""
+    return nn.Conv(features, (3, 3), padding=1, dtype=dtype, name=name)
+
+
 class ResnetBlock(nn.Module):
     """Two 3x3 convolutions behind their norms, [B, h, w, D] -> [B, h, w, width]."""
 
@@ -97,7 +103,7 @@ class ResnetBlock(nn.Module):
         h = x
         for i in (1, 2):
             h = nn.silu(group_norm(self.spec.groups, EPSILON, f"norm{i}")(h)).astype(self.dtype)
-            h = Conv3x3(self.width, dtype=self.dtype, name=f"conv{i}")(h)
+            h = conv3x3(self.width, self.dtype, f"conv{i}")(h)
         if x.shape[-1] != self.width:
             x = nn.Conv(self.width, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
         return x + h
@@ -137,7 +143,7 @@ class Level(nn.Module):
             x = layer(self.width, (3, 3), dtype=self.dtype, name="downsamplers_0_conv")(x)
         if self.upsample:
             x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-            x = Conv3x3(self.width, dtype=self.dtype, name="upsamplers_0_conv")(x)
+            x = conv3x3(self.width, self.dtype, "upsamplers_0_conv")(x)
         return x
 
 
@@ -167,13 +173,13 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         spec, last = self.spec, len(self.spec.widths) - 1
         level = nn.remat(Level) if self.remat else Level
-        x = Conv3x3(spec.widths[0], dtype=self.dtype, name="conv_in")(x)
+        x = conv3x3(spec.widths[0], self.dtype, "conv_in")(x)
         for i, width in enumerate(spec.widths):
             down = functools.partial(level, downsample=i < last, name=f"down_blocks_{i}")
             x = down(spec, width, spec.layers, self.dtype)(x)
         x = MidBlock(spec, self.dtype, name="mid_block")(x)
         x = nn.silu(group_norm(spec.groups, EPSILON, "conv_norm_out")(x))
-        return Conv3x3(2 * spec.latent_channels, dtype=self.dtype, name="conv_out")(x)
+        return conv3x3(2 * spec.latent_channels, self.dtype, "conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -188,13 +194,13 @@ class Decoder(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         spec, last = self.spec, len(self.spec.widths) - 1
         level = nn.remat(Level) if self.remat else Level
-        x = Conv3x3(spec.widths[-1], dtype=self.dtype, name="conv_in")(x)
+        x = conv3x3(spec.widths[-1], self.dtype, "conv_in")(x)
         x = MidBlock(spec, self.dtype, name="mid_block")(x)
         for i, width in enumerate(reversed(spec.widths)):
             up = functools.partial(level, upsample=i < last, name=f"up_blocks_{i}")
             x = up(spec, width, spec.layers + 1, self.dtype)(x)
         x = nn.silu(group_norm(spec.groups, EPSILON, "conv_norm_out")(x))
-        return Conv3x3(self.channels, dtype=self.dtype, name="conv_out")(x)
+        return conv3x3(self.channels, self.dtype, "conv_out")(x)
 
 
 class Autoencoder(nn.Module):

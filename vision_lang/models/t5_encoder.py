@@ -226,7 +226,7 @@ class T5Encoder(nn.Module):
         """Returns the states [B, L, D] after the final norm, and the intermediates `hidden_0`
         (embeddings) ... `hidden_N` (before the final norm), each [B, L, D].
 
-        transformers' last hidden state is another: it is the states, after the final norm.
+        In transformers the last of the hidden states is not `hidden_N` but the states again.
         """
         spec, bias = self.spec, None
         x = Embed(self.vocab_size, spec.width, 1.0, self.dtype, name="shared")(tokens)

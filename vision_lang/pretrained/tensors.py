@@ -99,9 +99,7 @@ def open(path: Any) -> Tensors:
       InputError: there is none, there are several, it is damaged, a shard is missing, or it is a
         pickle.
     """
-    path = epath.Path(path)
-    if not path.exists():
-        raise InputError(f"There is no file or folder '{path}'.")
+    path = _there(path)
     file = _weights_in(path) if path.is_dir() else path
     if file.name.endswith(PICKLES):
         raise InputError(
@@ -126,7 +124,7 @@ def config_beside(path: Any) -> dict[str, Any]:
     Raises:
       InputError: there is none, or it is no JSON object.
     """
-    path = epath.Path(path)
+    path = _there(path)
     file = (path if path.is_dir() else path.parent) / "config.json"
     return read_json(file, "which says how the network is built")
 
@@ -142,6 +140,13 @@ def read_json(file: epath.Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object.")
     return content
+
+
+def _there(path: Any) -> epath.Path:
+    path = epath.Path(path)
+    if not path.exists():
+        raise InputError(f"There is no file or folder '{path}'.")
+    return path
 
 
 def _weights_in(folder: epath.Path) -> epath.Path:

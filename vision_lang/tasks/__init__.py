@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vision_lang.errors import choose
+from vision_lang.errors import InputError, choose
 from vision_lang.tasks import (
     captioning_config,
     contrastive_config,
@@ -42,5 +42,14 @@ TASKS = {
 
 
 def entry(config: ConfigDict) -> Entry:
-    """Returns the row of `TASKS` that config.task names."""
+    """Returns the row of `TASKS` that config.task names.
+
+    Raises:
+      InputError: there is none, or the run is one converted network, not a task.
+    """
+    if config.task == "weights":
+        raise InputError(
+            f"This run holds a network alone ({config.network}): begin another run with it, by "
+            f"--config.init.{config.part}=RUN."
+        )
     return choose(TASKS, config.task, "task")

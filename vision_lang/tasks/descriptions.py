@@ -131,7 +131,7 @@ def diffusion(task: Diffusion, how: How) -> Way:
     times = schedule.t_min + (schedule.t_max - schedule.t_min) * share
 
     def scores(variables, table, images, which):
-        x0 = to_model(images)
+        x0 = task.latents.encode(variables, to_model(images))
         keys = random_keys.per_example(
             random_keys.make(how.seed, "descriptions"), jnp.arange(how.noises)
         )

@@ -1,7 +1,8 @@
 """Text (or label) -> image: the loss of a diffusion model and how it draws.
 
-Shapes: B batch, H W height and width of the image, C = 3, L text length, D width of the text.
-Images are uint8 in batches and float32 in [-1, 1] here.
+Shapes: B batch, H W height and width of what is diffused (the image, or its latents), C its
+channels, L text length, D width of the text. Images are uint8 in batches and float32 in [-1, 1]
+here.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vision_lang.models.text_encoder import TextEncoder
 from vision_lang.models.unet import UNet
 from vision_lang.tasks.conditioning import Condition, TextConditioning
 from vision_lang.tasks.example import example_spec
+from vision_lang.tasks.latents import Latents
 
 Variables = Any
 NOISE_BINS = 4  # the loss is logged for each quarter of t
@@ -64,6 +66,7 @@ class Diffusion:
     text_encoder: TextEncoder
     unet: UNet
     sketch: Sketch
+    latents: Latents
     schedule: schedules.Schedule
     prediction: predictions.Prediction
     times: time_sampling.TimeSampling
@@ -85,19 +88,26 @@ class Diffusion:
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters, and
-        of the "sketch" where there is one."""
+        of the "sketch" and the "autoencoder" where there are any."""
         text_key, unet_key, sketch_key = jax.random.split(key, 3)
         null = self.conditioning.null(1)
         text = self.text_encoder.init(text_key, null.tokens)
         context, _ = self.text_encoder.apply(text, null.tokens)
-        side = self.resolution // self.patch
-        channels = 3 + (3 + self.sketch.spec.hints if self.sketches else 0)
+        side, _, channels = self.shape
+        channels += 3 + self.sketch.spec.hints if self.sketches else 0
+        side //= self.patch
         x = jnp.zeros((1, side, side, channels * self.patch**2))
         unet = self.unet.init(unet_key, x, jnp.zeros(1), context, null.mask, null.label)
         params = {"text_encoder": text["params"], "unet": unet["params"]}
+        params |= self.latents.init(jax.random.fold_in(key, 3))
         if self.sketches:
             params["sketch"] = self.sketch.init(sketch_key, context, null.mask)["params"]
         return {"params": params}
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """[H, W, C] of what is diffused."""
+        return self.latents.shape(self.resolution)
 
     @property
     def sketches(self) -> bool:
@@ -130,7 +140,8 @@ class Diffusion:
         In training the times come from `times` and conditions are dropped; otherwise (validation)
         the times are a fixed low-discrepancy sequence over the examples, without drops.
         """
-        x0 = to_model(batch["image"])
+        draw = random_keys.named(keys, "latents") if train else None
+        x0 = self.latents.encode(variables, to_model(batch["image"]), draw)
         condition, dropout = self.condition_of(batch), None
         if train:
             t = self.times(
@@ -210,7 +221,7 @@ class Diffusion:
         return found | {"states": states}
 
     def network(self, variables, x, time, encoded: Encoded, dropout=None) -> jax.Array:
-        """The U-Net on pixels [B, H, W, 3], or on patches of them as channels."""
+        """The U-Net on x [B, H, W, C], or on patches of it as channels."""
         params = {"params": variables["params"]["unet"]}
         if encoded.sketch is not None:
             # The picture is learned from the pictures alone and so stays their mean.
@@ -241,12 +252,14 @@ class Diffusion:
     def sample(
         self, variables: Variables, condition: Condition, keys: jax.Array, sampling: Sampling
     ) -> jax.Array:
-        """Draws one image per condition, [B, H, W, 3] float32 in [-1, 1]; `keys` [B] decide it."""
+        """Draws one image per condition, [B, R, R, 3] float32 in about [-1, 1]; `keys` [B] decide
+        it."""
         levels = self.levels(sampling)
         noise_keys = random_keys.named(keys, "noise")
-        x = samplers.initial_noise(noise_keys, (self.resolution, self.resolution, 3), levels)
+        x = samplers.initial_noise(noise_keys, self.shape, levels)
         denoiser = self.denoiser(variables, condition, sampling)
-        return samplers.sample(make_sampler(sampling), denoiser, levels, x, noise_keys)
+        x = samplers.sample(make_sampler(sampling), denoiser, levels, x, noise_keys)
+        return self.latents.decode(variables, x)
 
     def levels(self, sampling: Sampling) -> schedules.Level:
         """The noise levels of `sampling`, arrays [steps + 1]."""

@@ -18,6 +18,7 @@ from vision_lang.models.unet import UNet, UNetSpec
 from vision_lang.tasks import diffusion as task_lib
 from vision_lang.tasks.conditioning import MASK_POLICIES, TextConditioning
 from vision_lang.tasks.facts import DataFacts
+from vision_lang.tasks.latents import make_latents
 
 CONDITIONS = {"text": "captions", "label": "classes"}
 
@@ -34,10 +35,6 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
     choose(MASK_POLICIES, config.text_mask, "mask policy")
     if config.condition == "label" and not facts.num_classes:
         raise InputError("condition=label needs a data set with classes; this one has none.")
-    if config.data.resolution % model.patch:
-        raise InputError(
-            f"data.resolution={config.data.resolution} is no multiple of model.patch={model.patch}."
-        )
     if config.condition == "label" and model.sketch.layers:
         raise InputError(
             "condition=label gives a sketch no text to read: give the config's argument, "
@@ -63,6 +60,15 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
     fused = model.fused_attention and jax.default_backend() == "gpu"
     if fused != model.fused_attention:
         logging.warning("Without a GPU model.fused_attention changes nothing.")
+    latents = make_latents(model.autoencoder, config.data.resolution, dtype, model.remat)
+    side, _, channels = latents.shape(config.data.resolution)
+    if side % model.patch:
+        what = "data.resolution" if latents.net is None else "the latents' side"
+        raise InputError(f"{what}={side} is no multiple of model.patch={model.patch}.")
+    if latents.net is not None and model.sketch.layers:
+        raise InputError("A sketch is of pixels: set model.sketch.layers=0 with an autoencoder.")
+    if latents.net is not None and config.sampling.clip == "static":
+        raise InputError("Latents have no bounds: set sampling.clip=none with an autoencoder.")
     labelled = config.condition == "label"
     task = task_lib.Diffusion(
         text_encoder=TextEncoder(
@@ -74,12 +80,13 @@ def from_config(config: ConfigDict, facts: DataFacts) -> task_lib.Diffusion:
         ),
         unet=UNet(
             spec=unet_spec,
-            out_channels=3 * model.patch**2,
+            out_channels=channels * model.patch**2,
             num_classes=facts.num_classes + 1 if labelled else 0,
             dtype=dtype,
             remat=model.remat,
             fused=fused,
         ),
+        latents=latents,
         sketch=Sketch(spec=sketch_spec, side=config.data.resolution, dtype=dtype),
         schedule=schedule,
         prediction=prediction,

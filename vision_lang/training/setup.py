@@ -248,6 +248,7 @@ def load(path: str, weights: str = "") -> Loaded:
     folder, step = _path_and_step(_path_and_weights(spec)[0])
     run = folder_lib.open(folder, checkpoint=True)
     config = run.read_config()
+    tasks.entry(config)  # refuses a run that holds a network alone
     source, flat = weights_of(spec)
     words = tokenizer.load(run.tokenizer)
     class_names = json.loads(run.data.read_text())["class_names"]

@@ -1,0 +1,249 @@
+"""Makes a run folder of published weights.
+
+    python -m vision_lang.convert --kind=vgg --path=vgg16.safetensors --run=runs/vgg16
+    python -m vision_lang.convert --kind=diffusers --path=stable-diffusion --run=runs/sd
+
+| kind                                     | what the run is good for                              |
+|------------------------------------------|-------------------------------------------------------|
+| vgg                                      | recognize, extract, evaluate; an encoder to begin with|
+| diffusers: a folder with model_index.json| generate, evaluate, extract --texts                   |
+| gpt2, clip_text, unet, autoencoder       | networks to begin with: --config.init.NAME=RUN        |
+
+What was converted is fine-tuned as a new run, which begins with its weights:
+
+    python -m vision_lang.main --config=runs/sd/config.json --config.data.path=DIR ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags, logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from vision_lang import flags as commands
+from vision_lang.errors import InputError, choose
+
+FLAGS = flags.FLAGS
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main() -> None:
+    """Defines the flags and runs the command."""
+    flags.DEFINE_string("kind", "", "What is published there: " + ", ".join(KINDS) + ".")
+    flags.DEFINE_string("path", "", "The file or folder of weights.")
+    flags.DEFINE_string("run", "", "The run folder to make.")
+    flags.DEFINE_string("classes", "", "vgg: a file with the name of a class on each line.")
+    commands.run(_run)
+
+
+class Converted(NamedTuple):
+    """What a run folder is made of.
+
+    variables: {"params": {network: ...}, and "batch_stats": {network: ...}}.
+    tokenizer: the content of its tokenizer.json; '' = the run reads no texts.
+    """
+
+    config: ConfigDict
+    variables: Any
+    tokenizer: str
+    class_names: list[str]
+
+
+def _run() -> None:
+    from vision_lang.training import devices
+
+    convert = choose(KINDS, FLAGS.kind, "kind of published weights (--kind)")
+    if not FLAGS.path:
+        raise InputError("Say where the weights lie: --path=FILE_OR_FOLDER.")
+    devices.set_up()
+    converted = convert(epath.Path(FLAGS.path))
+    _write(FLAGS.run, converted)
+    print(FLAGS.run)
+
+
+def _write(path: str, converted: Converted) -> None:
+    """Makes the run folder, with the weights as those of step 0."""
+    import flax.traverse_util
+
+    from vision_lang.data import tokenizer
+    from vision_lang.runs import checkpoint, files, folder, provenance
+    from vision_lang.runs import config as config_lib
+
+    config = converted.config
+    for part in config.get("init", {}):
+        if part in converted.variables["params"]:
+            config.init[part] = path  # a run like this one begins with these weights
+    if converted.tokenizer and "data" in config:
+        config.data.tokenizer = str(epath.Path(path) / "tokenizer.json")
+    run = folder.create(path, config.task)
+    files.write_text(run.config, config_lib.to_json(config))
+    words = converted.tokenizer or tokenizer.train(["a"], tokenizer.SMALLEST_VOCABULARY).json
+    files.write_text(run.tokenizer, words)
+    facts = {"name": "converted", "fingerprint": "", "splits": {}}
+    files.write_json(run.data, facts | {"class_names": converted.class_names})
+    record = provenance.collect(sys.argv, config_lib.fingerprint(config), "")
+    files.write_json(run.provenance, {"starts": [{"step": 0} | record]})
+    params = flax.traverse_util.flatten_dict(converted.variables["params"], sep="/")
+    mutable = {name: tree for name, tree in converted.variables.items() if name != "params"}
+    with checkpoint.Checkpoints(run.checkpoints) as saved:
+        saved.save(0, {"params": params, "frozen": {}, "mutable": mutable})
+    logging.info("%d parameters", sum(x.size for x in params.values()))
+
+
+def _config(name: str, argument: str) -> ConfigDict:
+    """A config of ours, to be changed."""
+    from vision_lang.runs import config as config_lib
+
+    config = ConfigDict(config_lib.load(f"{CONFIGS / name}.py:{argument}").to_dict())
+    config.ema = ConfigDict()  # nothing was averaged
+    return config
+
+
+def _vgg(path: epath.Path) -> Converted:
+    from vision_lang import pretrained
+    from vision_lang.models.vgg import SMALLEST
+
+    model, variables = pretrained.load("vgg", path)
+    spec = model.net.spec
+    if spec.head == "none":
+        raise InputError(f"'{path}' has no head: it recognises nothing.")  # and has no resolution
+    config = _config("recognition", "data=folder")
+    config.model.encoder = ConfigDict(dataclasses.asdict(spec))
+    config.model.preprocessing = model.preprocessing
+    config.data.resolution = max(SMALLEST, spec.grid * 2 ** len(spec.stages))  # 224
+    config.augmentation.pad = 0
+    names = [str(i) for i in range(model.net.classes)]
+    if FLAGS.classes:
+        names = epath.Path(FLAGS.classes).read_text().split("\n")
+        names = [name.strip() for name in names if name.strip()]
+        if len(names) != model.net.classes:
+            raise InputError(
+                f"--classes names {len(names)} classes, the weights have {model.net.classes}."
+            )
+    renamed = {collection: {"encoder": tree} for collection, tree in variables.items()}
+    return Converted(config, renamed, "", names)
+
+
+def _diffusers(path: epath.Path) -> Converted:
+    """A folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/ model_index.json`."""
+    from vision_lang import pretrained
+    from vision_lang.pretrained import tensors, tokenizers
+    from vision_lang.pretrained.options import Options
+
+    tensors.read_json(path / "model_index.json", "which a folder of diffusers has")
+    unet, unet_variables = pretrained.load("unet", path / "unet")
+    vae, vae_variables = pretrained.load("autoencoder", path / "vae")
+    text, text_variables = pretrained.load("clip_text", path / "text_encoder")
+    if unet.in_channels != unet.net.out_channels or (
+        unet.in_channels != vae.net.spec.latent_channels
+    ):
+        raise InputError(
+            f"'{path}': the U-Net turns {unet.in_channels} channels into {unet.net.out_channels}, "
+            f"and the latents have {vae.net.spec.latent_channels}: all must be the same."
+        )
+    if unet.context_width != text.net.text.width:
+        raise InputError(
+            f"'{path}': the U-Net reads vectors of {unet.context_width} numbers, the text encoder "
+            f"writes {text.net.text.width}."
+        )
+    sizes = tensors.read_json(path / "unet" / "config.json", "of the U-Net")
+    config = _config("diffusion", "data=folder,size=sd15")
+    config.model.unet = ConfigDict(dataclasses.asdict(unet.net.spec))
+    config.model.text = ConfigDict(dataclasses.asdict(text.net.text))
+    config.model.autoencoder = ConfigDict(dataclasses.asdict(vae.net.spec))
+    config.model.autoencoder.update(scaling=float(vae.scaling), shift=float(vae.shift))
+    config.data.resolution = sizes.get("sample_size") * vae.net.spec.factor
+    config.data.text_length = text.net.max_length
+    config.text_mask = "none"
+    file = path / "scheduler" / "scheduler_config.json"
+    scheduler = Options(tensors.read_json(file, "the noise levels"), file)
+    _set_diffusion(config, scheduler)
+    variables = {
+        "unet": unet_variables["params"],
+        "text_encoder": text_variables["params"]["text_model"],
+        "autoencoder": vae_variables["params"],
+    }
+    return Converted(config, {"params": variables}, tokenizers.read(path / "tokenizer"), [])
+
+
+BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x"}
+SAMPLERS = {
+    "DDIMScheduler": "ddim",
+    "DDPMScheduler": "ddpm",
+    "EulerDiscreteScheduler": "euler",
+    "HeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+}
+
+
+def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
+    """The noise levels and the sampler of a scheduler's config; training as it was done."""
+    schedule = scheduler.get("beta_schedule", "linear")
+    start, end = choose(BETAS, schedule, f"beta_schedule in {scheduler.source}")
+    scheduler.demand(
+        num_train_timesteps=(1000,),
+        beta_start=(start,),
+        beta_end=(end,),
+        trained_betas=(None,),
+        rescale_betas_zero_snr=(False,),
+        thresholding=(False,),
+        use_karras_sigmas=(False, None),
+    )
+    diffusion, sampling = config.diffusion, config.sampling
+    diffusion.schedule = schedule
+    diffusion.prediction = choose(
+        PREDICTIONS, scheduler.get("prediction_type", "epsilon"), "prediction_type"
+    )
+    diffusion.weighting = "uniform"
+    diffusion.time_sampling = "uniform"
+    diffusion.gradient_weight, diffusion.mean_weight = 0.0, 1.0
+    theirs = scheduler.get("_class_name", "")
+    sampling.sampler = SAMPLERS.get(theirs, "dpmpp_2m")
+    spacing = scheduler.get("timestep_spacing", "leading")
+    offset = scheduler.get("steps_offset", 0)
+    known = {"trailing": "trailing", "leading": "leading" if not offset else "leading_1"}
+    sampling.spacing = known.get(spacing, "trailing")
+    if theirs not in SAMPLERS or spacing not in known:
+        logging.info(
+            "%s with %s spacing is not built here: this run draws with %s, %s.",
+            theirs, spacing, sampling.sampler, sampling.spacing,
+        )  # fmt: skip
+    sampling.update(steps=50, guidance=7.5, shift=1.0, clip="none", eta=0.0)
+
+
+def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Converted]:
+    """Weights of one network, for config.init.<part> of other runs."""
+
+    def convert(path: epath.Path) -> Converted:
+        from vision_lang import pretrained
+        from vision_lang.pretrained import tokenizers
+
+        _, variables = pretrained.load(kind, path)
+        params = variables["params"][network] if network else variables["params"]
+        folder = path if path.is_dir() else path.parent
+        names = ("tokenizer.json", "vocab.json")
+        words = tokenizers.read(folder) if any((folder / n).exists() for n in names) else ""
+        config = ConfigDict({"task": "weights", "network": kind, "part": part, "ema": {}})
+        return Converted(config, {"params": {part: params}}, words, [])
+
+    return convert
+
+
+KINDS: dict[str, Callable[[epath.Path], Converted]] = {
+    "vgg": _vgg,
+    "diffusers": _diffusers,
+    "gpt2": _alone("gpt2", "decoder"),
+    "clip_text": _alone("clip_text", "text_encoder", "text_model"),
+    "unet": _alone("unet", "unet"),
+    "autoencoder": _alone("autoencoder", "autoencoder"),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The tokenizer beside published weights, as one tokenizer.json.
+
+Older folders have `vocab.json` and `merges.txt` instead: of byte-level BPE as in GPT-2, or of
+CLIP's, which lower-cases and marks the ends of words.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from etils import epath
+
+from vision_lang.errors import InputError
+from vision_lang.pretrained import tensors
+
+END_OF_WORD = "</w>"
+# CLIP's words (Radford et al. 2021): special tokens, endings, letters, single digits, the rest.
+CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+def read(folder: Any) -> str:
+    """Returns the content of a tokenizer.json; what a text is padded with stands in its `padding`.
+
+    Raises:
+      InputError: the folder has no tokenizer.
+    """
+    folder = epath.Path(folder)
+    file = folder / "tokenizer.json"
+    made = json.loads(file.read_text()) if file.exists() else json.loads(_from_vocabulary(folder))
+    padding = _padding(folder)
+    ids = {token["content"]: token["id"] for token in made.get("added_tokens", [])}
+    ids = made["model"].get("vocab", {}) | ids if isinstance(made["model"], dict) else ids
+    if padding in ids:
+        made["padding"] = {
+            "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": ids[padding], "pad_type_id": 0, "pad_token": padding,
+        }  # fmt: skip
+    return json.dumps(made, ensure_ascii=False)
+
+
+def _padding(folder: epath.Path) -> str:
+    """The padding token that the folder's configs name, or ''."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).exists():
+            token = tensors.read_json(folder / name, "of a tokenizer").get("pad_token")
+            if token:
+                return token["content"] if isinstance(token, dict) else token
+    return ""
+
+
+def _from_vocabulary(folder: epath.Path) -> str:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).exists():
+            raise InputError(f"'{folder}' has no tokenizer.json, and no {name} to make one of.")
+    vocab = tensors.read_json(folder / "vocab.json", "the tokens")
+    lines = (folder / "merges.txt").read_text().split("\n")
+    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    merges = [m for m in merges if len(m) == 2]
+    clip = any(token.endswith(END_OF_WORD) for token in vocab)
+    if clip:
+        made = Tokenizer(
+            models.BPE(
+                vocab=vocab, merges=merges, continuing_subword_prefix="",
+                end_of_word_suffix=END_OF_WORD, fuse_unk=False, unk_token="<|endoftext|>",
+            )
+        )  # fmt: skip
+        made.normalizer = normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+        made.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(CLIP_WORDS), behavior="removed", invert=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        made.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    else:
+        made = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+    special = ("<|startoftext|>", "<|endoftext|>")
+    made.add_special_tokens([token for token in special if token in vocab])
+    return made.to_str()
