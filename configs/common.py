@@ -43,6 +43,10 @@ def base(data: str = "shapes") -> ConfigDict:
     config.cpu_devices = 2  # that a CPU counts as; at most what divides the batch
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
 
+    # Low-rank updates of the kernels that match, which are frozen (vision_lang/training/lora.py);
+    # rank 0: none.
+    config.lora = ConfigDict({"rank": 0, "alpha": 8.0, "pattern": ""})
+
     config.init = ConfigDict()  # sub-tree -> "RUN[@step][:ema|raw]", ""; the task's config has them
     config.init_except = ""  # pattern of parameter paths that init neither asks for nor takes
 

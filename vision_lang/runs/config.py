@@ -54,10 +54,10 @@ RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
      "model.text.distance_slopes model.sketch.layers model.sketch.hints model.encoder.grid "
      "model.margin.margin diffusion.*_weight sampling.guidance sampling.eta augmentation.pad "
      "augmentation.brightness augmentation.contrast augmentation.saturation augmentation.mixup "
-     "augmentation.cutmix decoding.top_k decoding.min_length decoding.no_repeat_ngram "
+     "augmentation.cutmix lora.rank decoding.top_k decoding.min_length decoding.no_repeat_ngram "
      "evaluators.*.count evaluators.*.final_count evaluators.*.shown"),
     ("a number above 0", lambda x: x > 0,
-     "optimizer.eps model.*.width model.encoder.epsilon model.margin.scale sampling.shift "
+     "optimizer.eps lora.alpha model.*.width model.encoder.epsilon model.margin.scale sampling.shift "
      "decoding.temperature"),
     ("a share from 0 to 1", lambda x: 0 <= x <= 1,
      "caption_drop data.max_bad_share sampling.interval sampling.rescale augmentation.erase"),
@@ -67,7 +67,7 @@ RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("a level from 0 to 255", lambda x: 0 <= x <= 255, "data.background"),
     ("a whole number from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32, "seed"),  # JAX drops the rest
     ("a valid regular expression", re.compile,
-     "init_except optimizer.frozen optimizer.groups.*.pattern"),
+     "init_except lora.pattern optimizer.frozen optimizer.groups.*.pattern"),
 )  # fmt: skip
 
 

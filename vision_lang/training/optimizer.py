@@ -75,6 +75,13 @@ def group_of(names: Iterable[str], groups: ConfigDict) -> dict[str, str]:
     return found
 
 
+def with_group(config: ConfigDict, name: str, group: dict) -> ConfigDict:
+    """Returns a copy of config.optimizer with one group more."""
+    config = ConfigDict(config.to_dict())
+    config.groups[name] = ConfigDict(group)
+    return config
+
+
 class Packing:
     """Parameters as one vector per group, and back.
 

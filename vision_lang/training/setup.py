@@ -20,7 +20,7 @@ from vision_lang.errors import InputError
 from vision_lang.runs import checkpoint, files, records, trees
 from vision_lang.runs import folder as folder_lib
 from vision_lang.tasks.facts import DataFacts
-from vision_lang.training import optimizer, parallel, state
+from vision_lang.training import lora, optimizer, parallel, state
 from vision_lang.training.step import Step
 
 TOKENIZER_CAPTIONS = 50_000  # enough to train a tokenizer on; larger splits are thinned evenly
@@ -107,9 +107,16 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     init = jax.jit(task.init, compiler_options=quick)
     variables = init(random_keys.make(config.seed, "init"))
     variables = _initialised(variables, config.init, config.init_except)
-    first = state.create(variables, tuple(config.optimizer.frozen))
-    packing = optimizer.Packing(first.params, config.optimizer.groups)
-    optimiser = optimizer.make(config.optimizer, config.steps, packing)
+    updates = lora.init(
+        _flat(variables["params"]), config.lora, random_keys.make(config.seed, "lora")
+    )
+    scale = lora.scale(config)
+    first = state.create(variables, tuple(config.optimizer.frozen), updates, scale)
+    settings = (
+        optimizer.with_group(config.optimizer, "lora", lora.GROUP) if scale else config.optimizer
+    )
+    packing = optimizer.Packing(first.params, settings.groups)
+    optimiser = optimizer.make(settings, config.steps, packing)
     step = Step(
         task=task,
         optimizer=optimiser,
@@ -193,7 +200,8 @@ def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
     # Parameters are stored by their paths already, those that are trained apart from the others.
     flat = {f"params/{path}": leaf for path, leaf in _flat(parts[name]).items()}
     flat |= {f"params/{path}": leaf for path, leaf in _flat(parts["frozen"]).items()}
-    return f"{path}@{found} ({average or 'raw'})", flat | _flat(parts["mutable"])
+    flat = lora.merge(flat, lora.scale(run.read_config())) | _flat(parts["mutable"])
+    return f"{path}@{found} ({average or 'raw'})", flat
 
 
 def _path_and_weights(spec: str) -> tuple[str, str]:
