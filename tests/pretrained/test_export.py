@@ -1,0 +1,60 @@
+"""Networks of runs as published weights: converted and written back they are the same bits."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.pretrained import references
+from vision_lang import convert, export
+
+REFERENCES = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
+
+
+@pytest.mark.parametrize(
+    "network, part", [("unet", "unet"), ("autoencoder", "vae"), ("text_encoder", "text_encoder")]
+)
+def test_a_whole_folder_and_back(network, part, command, tmp_path):
+    folder, run, out = REFERENCES / "pipeline", tmp_path / "run", tmp_path / "out.safetensors"
+    command(convert.main, "--kind=diffusers", f"--path={folder}", f"--run={run}")
+    made = command(export.main, f"--run={run}", f"--network={network}", f"--out={out}")
+    assert made.code == 0, made.err
+    theirs = load_file(references.weights(folder / part))
+    ours = {name.removeprefix("text_model."): x for name, x in load_file(out).items()}
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        np.testing.assert_array_equal(ours[name], x, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "case, kind, network", [("gpt2", "gpt2", "decoder"), ("vgg_torchvision_bn", "vgg", "encoder")]
+)
+def test_a_file_and_back(case, kind, network, command, tmp_path):
+    file, run, out = (
+        references.weights(REFERENCES / case),
+        tmp_path / "run",
+        tmp_path / "out.safetensors",
+    )
+    command(convert.main, f"--kind={kind}", f"--path={file}", f"--run={run}")
+    command(export.main, f"--run={run}", f"--network={network}", f"--out={out}")
+    theirs = {n: x for n, x in load_file(file).items() if not n.endswith("num_batches_tracked")}
+    ours = load_file(out)
+    assert ours.keys() == theirs.keys()
+    for name, x in theirs.items():
+        np.testing.assert_array_equal(ours[name], x, err_msg=name)
+
+
+def test_networks_of_our_own_architecture_are_refused(command, trained, recogniser, tmp_path):
+    def sentence(*arguments):
+        return command(export.main, *arguments).sentence
+
+    out = f"--out={tmp_path / 'x.safetensors'}"
+    assert "positions=True" in sentence(f"--run={trained}", "--network=unet", out)
+    assert "causal=False" in sentence(f"--run={trained}", "--network=text_encoder", out)
+    assert "no network 'decoder'" in sentence(f"--run={trained}", "--network=decoder", out)
+    assert "model.encoder" in sentence(f"--run={recogniser}", "--network=encoder", out)
+    assert "Did you mean 'unet'?" in sentence(f"--run={trained}", "--network=unets", out)
+    assert "--out=FILE" in sentence(f"--run={trained}", "--network=unet", "--out=x.bin")
