@@ -72,7 +72,7 @@ def theirs(scheduler, start, **step_arguments):
 
 
 def agree(a, b):
-    np.testing.assert_allclose(a, b, rtol=0.0, atol=2e-5 * np.abs(b).max())
+    np.testing.assert_allclose(a, b, rtol=0.0, atol=1e-5 * np.abs(b).max())
 
 
 def test_tables():
