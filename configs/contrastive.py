@@ -63,8 +63,17 @@ def get_config(arg: str = "") -> ConfigDict:
     config.init = ConfigDict({"encoder": "", "text_encoder": ""})
     config.init_except = r"encoder/(logits|fc\d+)/.*"  # this encoder has no head
 
-    shapes = presets.is_shapes(given.data)
-    config.evaluators = ConfigDict(
+    config.evaluators = evaluators(given.data)
+    if given.tiny:
+        common.shrink(config)
+        config.evaluators.retrieval.update(batch_size=8, count=24)
+    return config
+
+
+def evaluators(data: str) -> ConfigDict:
+    """Returns config.evaluators of runs that match pictures with texts."""
+    shapes = presets.is_shapes(data)
+    return ConfigDict(
         {
             "retrieval": {
                 "kind": "retrieval",
@@ -75,7 +84,3 @@ def get_config(arg: str = "") -> ConfigDict:
             },
         }
     )
-    if given.tiny:
-        common.shrink(config)
-        config.evaluators.retrieval.update(batch_size=8, count=24)
-    return config

@@ -28,7 +28,9 @@ VARIANTS = {
     "recognition": ("", "tiny", "data=folder", "data=fashion_mnist,size=5", "size=16"),
     "verification": ("", "tiny", "data=folder,margin=cosface"),
     "contrastive": ("", "tiny", "data=folder", "size=16,text=clip_l14"),
+    "clip": ("", "tiny", "data=coco_captions", "data=imagenet2012,vision=clip_l14,text=clip_l14"),
     "captioning": ("", "tiny", "data=folder", "data=coco_captions,size=16,decoder=gpt2"),
+    "autoencoder": ("", "tiny", "tiny,perceptual", "data=folder", "size=sd"),
 }  # fmt: skip
 CASES = [(name, argument) for name, several in VARIANTS.items() for argument in several]
 TINY = [(name, argument) for name, argument in CASES if argument.startswith("tiny")]
@@ -36,6 +38,7 @@ TINY = [(name, argument) for name, argument in CASES if argument.startswith("tin
 # the others take long to compile.
 SLOW = [(name, "tiny") for name in ("diffusion", "recognition", "captioning", "verification")]
 SLOW.append(("diffusion", "tiny,condition=label"))
+SLOW += [("autoencoder", "tiny"), ("autoencoder", "tiny,perceptual")]
 STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in SLOW else ()) for c in TINY]
 LABELLED = ("recognition", "verification")
 COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract", "search")

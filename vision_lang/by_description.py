@@ -11,18 +11,20 @@ from etils import epath
 from vision_lang.errors import InputError
 
 FLAGS = flags.FLAGS
-# flag -> the task whose runs it concerns
+# flag -> the tasks whose runs it concerns
 OPTIONS = {
-    "templates": "contrastive", "per_token": "captioning", "noises": "diffusion",
-    "error": "diffusion",
-}  # fmt: skip
+    "templates": ("clip", "contrastive"),
+    "per_token": ("captioning",),
+    "noises": ("diffusion",),
+    "error": ("diffusion",),
+}
 
 
 def define_flags() -> None:
     """Flags of the ways to compare; one that is not given has its default of descriptions.How."""
     flags.DEFINE_multi_string(
-        "templates", None, "Contrastive runs: texts with {} for the description or class, also "
-        "{name}, or {a} with an article; given several times, their mean is compared.",
+        "templates", None, "Clip and contrastive runs: texts with {} for the description or class, "
+        "also {name}, or {a} with an article; given several times, their mean is compared.",
     )  # fmt: skip
     flags.DEFINE_bool("per_token", None, "Captioning runs: likelihood per token, not of the whole.")
     flags.DEFINE_integer("noises", None, "Diffusion runs: noises of the error.", lower_bound=1)
@@ -40,8 +42,9 @@ def given(task: str) -> dict[str, Any]:
     if "templates" in found:
         found["templates"] = tuple(found["templates"])
     for name in found:
-        if OPTIONS[name] != task:
-            raise InputError(f"--{name} is for {OPTIONS[name]} runs; this is a {task} run.")
+        if task not in OPTIONS[name]:
+            known = " or ".join(OPTIONS[name])
+            raise InputError(f"--{name} is for {known} runs; this is a {task} run.")
     return found
 
 

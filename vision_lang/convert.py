@@ -2,14 +2,17 @@
 
     python -m vision_lang.convert --kind=vgg --path=vgg16.safetensors --run=runs/vgg16
     python -m vision_lang.convert --kind=diffusers --path=stable-diffusion --run=runs/sd
+    python -m vision_lang.convert --kind=clip --path=clip-vit-base-patch32 --run=runs/clip
 
 | kind                                     | what the run is good for                              |
 |------------------------------------------|-------------------------------------------------------|
-| vgg                                      | recognize, extract, evaluate; an encoder to begin with|
-| diffusers: a folder with model_index.json| generate, evaluate, extract --texts                   |
+| vgg                                      | recognize, extract; an encoder to begin with          |
+| diffusers: a folder with model_index.json| generate, extract --texts                             |
+| clip: a folder with its tokenizer        | recognize --descriptions, extract, search, to judge   |
+|                                          | what a diffusion run draws (--matcher, --features)    |
 | gpt2, clip_text, unet, autoencoder       | networks to begin with: --config.init.NAME=RUN        |
 
-What was converted is fine-tuned as a new run, which begins with its weights:
+`evaluate` wants a run that knows its data: one that was trained, if only with a rate of 0. What was converted is fine-tuned as a new run, which begins with its weights:
 
     python -m vision_lang.main --config=runs/sd/config.json --config.data.path=DIR ...
 """
@@ -218,6 +221,64 @@ def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
     sampling.update(steps=50, guidance=7.5, shift=1.0, clip="none", eta=0.0)
 
 
+def _clip(path: epath.Path) -> Converted:
+    """A folder with config.json, model.safetensors and a tokenizer."""
+    from vision_lang import pretrained
+    from vision_lang.data.tokenizer import Tokenizer
+    from vision_lang.pretrained import tokenizers
+    from vision_lang.tasks import clip
+
+    model, variables = pretrained.load("clip", path)
+    net, folder = model.net, path if path.is_dir() else path.parent
+    words = Tokenizer(tokenizers.read(folder))
+    end = net.vocab_size - 1 if net.end is None else net.end
+    if (words.vocab_size, words.eos_id) != (net.vocab_size, end):
+        raise InputError(
+            f"'{folder}': the tokenizer has {words.vocab_size} tokens and ends a text with token "
+            f"{words.eos_id}, the text tower has {net.vocab_size} and looks for {end}."
+        )
+    config = _config("clip", "data=folder")
+    config.model.text = ConfigDict(dataclasses.asdict(net.text))
+    config.model.vision = ConfigDict(dataclasses.asdict(net.vision))
+    del config.model.vision.resolution
+    config.model.projection = net.projection
+    config.data.resolution = net.vision.resolution
+    config.data.text_length = net.max_length
+    config.model.preprocessing = _preprocessing(folder, net.vision.resolution)
+    config.optimizer.learning_rate = 1e-5  # they are trained already
+    return Converted(config, clip.to_task(variables), words.json, [])
+
+
+def _preprocessing(folder: epath.Path, resolution: int) -> str:
+    """The row of PREPROCESSINGS that the folder's config describes; CLIP's where it has none.
+
+    Raises:
+      InputError: it describes another, or pictures of another size.
+    """
+    from vision_lang.pretrained import tensors
+    from vision_lang.pretrained.options import Options
+    from vision_lang.tasks.preprocessing import CLIP_MEAN, CLIP_STD, NORMALISED
+
+    what = "what is done to pictures"
+    if (file := folder / "preprocessor_config.json").exists():
+        found = Options(tensors.read_json(file, what), file)
+    elif (file := folder / "processor_config.json").exists():  # of transformers 5
+        found = Options(tensors.read_json(file, what), file).part("image_processor")
+    else:
+        return NORMALISED[CLIP_MEAN, CLIP_STD]
+    found.demand(
+        size=({"shortest_edge": resolution}, resolution),
+        crop_size=({"height": resolution, "width": resolution}, resolution),
+        resample=(3,),  # bicubic
+        rescale_factor=(1 / 255,),
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), (True,)),
+    )
+    mean, std = tuple(found.get("image_mean", CLIP_MEAN)), tuple(found.get("image_std", CLIP_STD))
+    if (mean, std) not in NORMALISED:
+        raise InputError(f"{file}: image_mean={mean}, image_std={std} are of no known network.")
+    return NORMALISED[mean, std]
+
+
 def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Converted]:
     """Weights of one network, for config.init.<part> of other runs."""
 
@@ -239,6 +300,7 @@ def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Co
 KINDS: dict[str, Callable[[epath.Path], Converted]] = {
     "vgg": _vgg,
     "diffusers": _diffusers,
+    "clip": _clip,
     "gpt2": _alone("gpt2", "decoder"),
     "clip_text": _alone("clip_text", "text_encoder", "text_model"),
     "unet": _alone("unet", "unet"),

@@ -10,9 +10,9 @@ results.json is of the newest checkpoint, as at the end of training. Of others (
 --weights=raw), or where --evaluators names some only, the figures are printed, and written where
 --out says.
 
---evaluators=descriptions asks a contrastive, captioning or diffusion run, whatever its config has,
-to pick the right description of each picture (evaluators/descriptions.py): with the same --split
-and --count the three answer the same questions. --templates, --per_token, --noises, --error and
+--evaluators=descriptions asks a contrastive, clip, captioning or diffusion run, whatever its config
+has, to pick the right description of each picture (evaluators/descriptions.py): with the same
+--split and --count all answer the same questions. --templates, --per_token, --noises, --error and
 --choices are about that. --evaluators=probe [--layer=NAME] learns the classes of the data set from
 the features of any run that has some, by a linear classifier and by the nearest neighbours
 (evaluators/probe.py).

@@ -27,13 +27,14 @@ FLAGS = flags.FLAGS
 # Of the results, at the end of a run.
 SHOWN = (
     "loss", "top1", "accuracy", "scene_right", "bleu4", "cider", "t2i_recall1", "i2t_recall1",
-    "recognised", "map", "micro_f1", "linear", "knn",
+    "recognised", "map", "micro_f1", "linear", "knn", "psnr", "latent_std",
 )  # fmt: skip
 # What to try next.
 USE = {
     "recognition": "recognize --run={} IMAGE",
     "captioning": "describe --run={} IMAGE",
     "contrastive": "extract --run={} --images=IMAGE",
+    "clip": "extract --run={} --images=IMAGE",
 }
 EXAMPLES = 256  # texts that are tried as an example
 
@@ -184,8 +185,32 @@ def _report(run, config: ConfigDict, results: dict[str, float]) -> None:
             what = f"--prompt={shlex.quote(_example(config, run))}"
         command = f"{python} -m vision_lang.generate --run={_quoted(run)}"
         print(f"try next     {command} {what} --out=out.png")
+    elif config.task == "autoencoder":
+        print(f"try next     {python} -m vision_lang.main {_on_latents(config, run, results)}")
     else:
         print(f"try next     {python} -m vision_lang.{USE[config.task].format(_quoted(run))}")
+
+
+def _on_latents(config: ConfigDict, run, results: dict[str, float]) -> str:
+    """The flags that train a diffusion model of an autoencoder's latents on the same data."""
+    from vision_lang.data import presets
+    from vision_lang.models.autoencoder import AutoencoderSpec
+
+    shapes, sizes = presets.is_shapes(config.data.name), config.model.autoencoder
+    fields = {
+        f"model.autoencoder.{name}": value
+        for name, value in sizes.items()
+        if value != getattr(AutoencoderSpec(()), name)
+    }
+    fields |= {"data.path": config.data.path} if config.data.path else {}
+    scaling = 1 / results.get("train/latent_std", 1.0)  # of the evaluator `reconstruction`
+    fields["model.autoencoder.scaling"] = f"{scaling:.4g}"
+    fields |= {"model.patch": 1, "model.sketch.layers": 0, "sampling.clip": "none"}
+    fields["optimizer.frozen"] = ("autoencoder/.*",)
+    fields["init.autoencoder"] = run.root
+    flags = [f"--config.{name}={value}" for name, value in fields.items()]
+    file = "configs/diffusion.py" + ("" if shapes else f":data={config.data.name}")
+    return shlex.join([f"--config={file}", *flags])
 
 
 def _example(config: ConfigDict, run) -> str:

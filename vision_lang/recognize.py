@@ -3,7 +3,7 @@
     python -m vision_lang.recognize --run=DIR IMAGE... [--top=5]
     python -m vision_lang.recognize --run=DIR IMAGE... [--descriptions=FILE]
 
-A recognition run names its classes. A contrastive, captioning or diffusion run chooses from
+A recognition run names its classes. A contrastive, clip, captioning or diffusion run chooses from
 descriptions, each kind in its own way (tasks/descriptions.py): those of a file, one a line, or
 --descriptions='"a red circle","a blue square"'; without, from the classes of its data.
 

@@ -15,6 +15,7 @@ from vision_lang.errors import InputError, choose
 from vision_lang.evaluators import features
 from vision_lang.models.text_encoder import mean_of_tokens
 from vision_lang.over_inputs import Reader, Rows
+from vision_lang.tasks import MATCHING
 from vision_lang.training.setup import Loaded
 
 
@@ -22,7 +23,7 @@ class Kind(NamedTuple):
     """What features are of.
 
     reader: of a run, makes batches of them as in its evaluation.
-    prefix: what `network` in their recipe begins with.
+    prefixes: what `network` in their recipe may begin with.
     network: (config, layer) -> that, as in "vgg11_pool5".
     of_run: the config of a run -> whether its network takes them.
     layers: (task, variables, a batch of the reader) -> {name: [b, ...]}.
@@ -30,7 +31,7 @@ class Kind(NamedTuple):
     """
 
     reader: Callable[[Loaded], Reader]
-    prefix: str
+    prefixes: tuple[str, ...]
     network: Callable[[ConfigDict, str], str]
     of_run: Callable[[ConfigDict], bool]
     layers: Callable[[Any, Any, dict], dict[str, Any]]
@@ -40,17 +41,17 @@ class Kind(NamedTuple):
 KINDS = {
     "pictures": Kind(
         lambda loaded: pictures.Reader(loaded.config.data),
-        "vgg",
+        ("vgg", "clip"),
         features.network,
-        lambda config: config.task != "diffusion",
+        lambda config: config.task not in ("diffusion", "autoencoder"),
         lambda task, variables, batch: task.layers(variables, batch["image"]),
         lambda config: f"{config.data.crop} to {config.data.resolution} px",
     ),
     "texts": Kind(
         lambda loaded: texts.Reader(loaded.tokenizer, loaded.config.data),
-        "text",
+        ("text",),
         lambda config, layer: f"text_{layer}",
-        lambda config: config.task == "contrastive" or _draws_from_text(config),
+        lambda config: config.task in MATCHING or _draws_from_text(config),
         lambda task, variables, batch: task.text_layers(
             variables, batch["tokens"], batch["text_mask"]
         ),
@@ -71,7 +72,7 @@ def kind_of(network: str) -> tuple[str, str]:
     """
     prefix, _, layer = network.partition("_")
     for name, kind in KINDS.items():
-        if prefix.startswith(kind.prefix) and layer:
+        if prefix.startswith(kind.prefixes) and layer:
             return name, layer
     raise InputError(f"Features of the network '{network}' are none that extract makes of a run.")
 

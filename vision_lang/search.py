@@ -6,7 +6,7 @@
 same run: an archive, or a pattern such as 'features-*.npz', whose shards are read one by one. A
 query that is an existing file is a picture, anything else a text; --query may be given several
 times. A line: query, rank, name, similarity. Texts and pictures are comparable by the `embedding`
-of a contrastive run alone; a picture finds pictures, and a text texts, by any layer.
+of a contrastive or clip run alone; a picture finds pictures, and a text texts, by any layer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _run() -> None:
 
 def _embedded(loaded: Any, what: str, layer: str) -> np.ndarray:
     """The queries' features [Q, D], comparable with those that `layer` gives of `what`."""
-    from vision_lang import run_features
+    from vision_lang import run_features, tasks
     from vision_lang.data.builders.folder_files import PICTURE_ENDINGS
     from vision_lang.over_inputs import batchwise
 
@@ -70,7 +70,7 @@ def _embedded(loaded: Any, what: str, layer: str) -> np.ndarray:
         if not is_file and query.lower().endswith(PICTURE_ENDINGS):
             raise InputError(f"--query={query}: there is no such picture.")
         asked["pictures" if is_file else "texts"].append(query)
-    joint = loaded.config.task == "contrastive" and layer == "embedding"
+    joint = loaded.config.task in tasks.MATCHING and layer == "embedding"
     found: dict[str, np.ndarray] = {}
     for kind, queries in asked.items():
         if not queries:
@@ -78,7 +78,7 @@ def _embedded(loaded: Any, what: str, layer: str) -> np.ndarray:
         if kind != what and not joint:
             raise InputError(
                 f"'{queries[0]}' is of {kind}, but '{FLAGS.features}' holds the layer '{layer}' of "
-                f"{what}: they are comparable by the layer 'embedding' of a contrastive run alone."
+                f"{what}: only the layer 'embedding' of a contrastive or clip run holds both."
             )
         reader = run_features.KINDS[kind].reader(loaded)
         items = queries if kind == "pictures" else [(query, query) for query in queries]

@@ -163,6 +163,13 @@ def test_the_real_pictures_are_right_in_everything(measure, prepared):
     assert result.notes["features"] == "recognition@9 (raw), weights abc, resize to 8 px"
 
 
+def test_a_clip_runs_match_is_the_clip_score(measure, prepared):
+    order = prepared[1].open("test")
+    runs = {"m": judge("clip")}
+    found = numbers_of(measure(lambda place: order[place]["image"], runs, matcher="m")[0])
+    assert found["clip_score"] == found["clip_score_real"] == 100 and "match" not in found
+
+
 def test_other_pictures_are_not(measure, prepared):
     """The picture of the wrong animal for each prompt: the set is right, no single one is."""
     order = prepared[1].open("test")
@@ -261,10 +268,12 @@ def test_the_last_layer_is_the_last_that_is_computed():
     """Not the last by name, which is how JAX hands dicts back."""
     task = Task(SIDE)
     assert features.find_layer(task, "") == ("fc6", 3)
-    config = ConfigDict({"model": {"encoder": {"stages": VGGS["16"].stages}}})
+    model = {"encoder": {"stages": VGGS["16"].stages}}
+    config = ConfigDict({"task": "recognition", "model": model})
     assert features.network(config, "fc7") == "vgg16_fc7"
     config.model.encoder.stages = ((3,),)
     assert features.network(config, "pool1") == "vgg_pool1"
+    assert features.network(ConfigDict({"task": "clip"}), "pooled") == "clip_pooled"
 
 
 def test_evaluate_asks_other_runs(trained, captioner, command, monkeypatch, tmp_path):

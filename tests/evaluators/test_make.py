@@ -27,6 +27,10 @@ EVALUATORS = {
         "shown": 0,
     },
     "probe": {"layer": "x", "train_split": "train", "splits": ("validation",), "batch_size": 4},
+    "reconstruction": {
+        "splits": ("validation",), "final_splits": ("validation",), "count": 0, "batch_size": 4,
+        "shown": 2,
+    },
     "verification": {
         "layer": "x", "splits": ("validation",), "final_splits": ("test",), "batch_size": 4,
     },
@@ -71,6 +75,7 @@ def make(context, kind, **changes):
         ("classification", {"splits": ("val",)}, "split .*'val'"),
         ("probe", {"train_split": "trian"}, "split .*'trian'.*'train'"),
         ("probe", {"splits": ("tset",)}, "split .*'tset'"),
+        ("reconstruction", {"splits": ("tset",)}, "split .*'tset'"),
         ("verification", {"final_splits": ("tset",)}, "split .*'tset'"),
         ("samples", {"prompts": ("a cat", "a dog " * 6)}, r"a dog.*has \d+ tokens.*room for 10"),
         ("shapes_oracle", {"splits": ("test_unseen",)}, "split .*'test_unseen'"),

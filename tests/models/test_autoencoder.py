@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -43,7 +44,7 @@ def test_latents_are_drawn_from_what_is_encoded_and_are_what_is_decoded():
 
     @jax.jit
     def halves(variables):
-        encoded = NETWORK.apply(variables, IMAGES, method="encode")
+        encoded: Any = NETWORK.apply(variables, IMAGES, method="encode")
         return encoded | {"sample": NETWORK.apply(variables, out["latents"], method="decode")}
 
     for name, value in halves({"params": PARAMS}).items():
@@ -109,7 +110,8 @@ def step(x, kernel, **way):
     level = Level(SPEC, x.shape[-1], layers=0, dtype=jnp.float32, **way)
     (name,) = shapes(level, x)
     params = {name: {"kernel": np.float32(kernel), "bias": np.zeros(1, np.float32)}}
-    return level.apply({"params": params}, x)[0, ..., 0]
+    output: Any = level.apply({"params": params}, x)
+    return output[0, ..., 0]
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])

@@ -60,3 +60,18 @@ def agree(ours: Any, theirs: torch.Tensor, what: str, tolerance: float = 1e-5) -
     assert a.shape == b.shape, what
     difference = np.abs(a - b).max() / np.abs(b).max()
     assert difference <= tolerance, f"{what}: {difference:.2g} of the largest entry"
+
+
+def rms(x) -> float:
+    return float(np.sqrt((np.asarray(x, np.float64) ** 2).mean()))
+
+
+def close(ours, theirs, what: str, exact=None) -> None:
+    """Demands an error of at most 3e-6 of the output (root mean squares), or of ten times their
+    own error in float32, given their result in float64."""
+    error, size = rms(np.asarray(ours) - np.asarray(theirs)), rms(theirs)
+    bound = 3e-6 * size
+    if exact is not None:
+        bound = max(bound, 10 * rms(np.asarray(theirs) - np.asarray(exact)))
+    assert np.shape(ours) == np.shape(theirs), what
+    assert error <= bound, f"{what}: {error / size:.2g} of the output, allowed {bound / size:.2g}"

@@ -13,7 +13,7 @@ from vision_lang.models.autoencoder import AUTOENCODERS, Autoencoder, Autoencode
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
-from tests.parity.mapping import SIZES, our_parameters, randomise  # noqa: E402
+from tests.parity.mapping import SIZES, close, our_parameters, randomise  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -87,19 +87,6 @@ def run(module, images, latents) -> dict[str, np.ndarray]:
     return {name: x.permute(0, 2, 3, 1).numpy() for name, x in out.items()}
 
 
-def rms(x) -> float:
-    return float(np.sqrt((np.asarray(x, np.float64) ** 2).mean()))
-
-
-def agree(ours, theirs, exact, what: str) -> None:
-    """Demands an error of at most 3e-6 of the output (root mean squares), or of ten times their
-    own error in float32, given their result in float64."""
-    assert ours.shape == theirs.shape, what
-    error, size = rms(ours - theirs), rms(theirs)
-    bound = max(3e-6 * size, 10 * rms(theirs - exact))
-    assert error <= bound, f"{what}: {error / size:.2g} of the output, allowed {bound / size:.2g}"
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_encoding_and_decoding(case):
     spec, size, channels = CASES[case]
@@ -119,7 +106,7 @@ def test_encoding_and_decoding(case):
         np.testing.assert_array_equal(out.pop("latents"), out["mean"])
         assert out.keys() == reference.keys()
         for name, value in out.items():
-            agree(value, reference[name], exact[name], f"seed {seed}, {name}")
+            close(value, reference[name], f"seed {seed}, {name}", exact[name])
 
 
 def test_the_log_variance_is_clamped():
@@ -132,7 +119,7 @@ def test_the_log_variance_is_clamped():
     latents = np.zeros((1, 1, 1, 4), np.float32)
     reference = run(theirs, images, latents)["logvar"]
     assert reference.min() == -30 and reference.max() == 20
-    agree(logvar, reference, run(theirs.double(), images, latents)["logvar"], "logvar")
+    close(logvar, reference, "logvar", run(theirs.double(), images, latents)["logvar"])
 
 
 def test_the_published_sizes_have_all_names_and_shapes():

@@ -119,7 +119,7 @@ def test_ddim(one, spacing, kind):
             alpha, sigma = of_table(scheduler, steps, last)
             if np.any(np.diff(sigma) >= 0):
                 continue  # a single step of `leading` begins at t = 0, where nothing is to be done
-            arguments = {"eta": lambda i, eta=eta: eta}
+            arguments: dict = {"eta": lambda i, eta=eta: eta}
             if eta:
                 arguments["variance_noise"] = lambda i: torch.tensor(noise(i + 1))
             x = float(sigma[0]) * noise(0)
@@ -184,7 +184,7 @@ def test_clipping(name, clip, monkeypatch):
 
     DDIM wants use_clipped_model_output=True: without, its noise is that of the x0 before clipping.
     """
-    options = {"static": {"clip_sample": True}, "dynamic": {"clip_sample": False}}[clip]
+    options: dict = {"clip_sample": clip == "static"}
     if clip == "dynamic":
         options |= {"thresholding": True, "sample_max_value": 100.0}
     kind = {"ddim": diffusers.DDIMScheduler, "ddpm": diffusers.DDPMScheduler}[name]

@@ -17,6 +17,8 @@ from vision_lang.models.vgg import VGG, VGGS, VGGSpec
 torch = pytest.importorskip("torch")
 if importlib.util.find_spec("torchvision") is None:
     pytest.skip("needs torchvision", allow_module_level=True)
+from tests.parity.mapping import close  # noqa: E402
+
 pytestmark = pytest.mark.parity
 
 COLUMNS = {"11": "A", "13": "B", "16": "D", "19": "E"}
@@ -116,21 +118,6 @@ def run(module, spec: VGGSpec, images):
     return logits, seen
 
 
-def rms(x) -> float:
-    return float(np.sqrt((np.asarray(x, np.float64) ** 2).mean()))
-
-
-def agree(ours, theirs, what: str, exact=None) -> None:
-    """Demands an error of at most 3e-6 of the output (root mean squares), or of ten times their
-    own error in float32, given their result in float64."""
-    error, size = rms(np.asarray(ours) - np.asarray(theirs)), rms(theirs)
-    bound = 3e-6 * size
-    if exact is not None:
-        bound = max(bound, 10 * rms(np.asarray(theirs) - np.asarray(exact)))
-    assert np.shape(ours) == np.shape(theirs), what
-    assert error <= bound, f"{what}: {error / size:.2g} of the output, allowed {bound / size:.2g}"
-
-
 def pair(name: str, batch_norm: bool, width: float = 1.0):
     spec = dataclasses.replace(VGGS[name], batch_norm=batch_norm, width=width)
     return VGG(spec, CLASSES), torchvisions(name, batch_norm, width)
@@ -148,8 +135,8 @@ def test_every_layer_of_torchvisions(name, batch_norm):
         their_logits, seen = arrays(run(theirs, ours.spec, images))
         assert features.keys() == seen.keys()
         for layer, output in seen.items():
-            agree(features[layer], output, f"{size}, {layer}")
-        agree(logits, their_logits, f"{size}, logits")
+            close(features[layer], output, f"{size}, {layer}")
+        close(logits, their_logits, f"{size}, logits")
 
 
 @pytest.mark.parametrize("name", COLUMNS)
@@ -194,18 +181,18 @@ def test_training_with_torchvisions_batch_norm(name):
             running = variables_of(module, ours.spec)["batch_stats"]
             results.append(arrays((their_logits, seen, running, gradients)))
         (their_logits, seen, running, gradients), precise = results
-        agree(logits, their_logits, "logits", precise[0])
+        close(logits, their_logits, "logits", precise[0])
         for layer, output in seen.items():
-            agree(features[layer], output, layer, precise[1][layer])
+            close(features[layer], output, layer, precise[1][layer])
         for layer, statistics in running.items():
             for part, value in statistics.items():
-                agree(stats[layer][part], value, f"{layer}, {part}", precise[2][layer][part])
+                close(stats[layer][part], value, f"{layer}, {part}", precise[2][layer][part])
         for layer, gradient in gradients.items():
             for part, value in gradient.items():
                 if part == "bias" and f"{layer}_bn" in gradients:
                     continue  # truly zero: batch norm takes the bias away
                 what = f"gradient of {layer}, {part}"
-                agree(grads[layer][part], value, what, precise[3][layer][part])
+                close(grads[layer][part], value, what, precise[3][layer][part])
 
 
 def test_torchvisions_vgg16_at_its_published_size():
@@ -217,8 +204,8 @@ def test_torchvisions_vgg16_at_its_published_size():
         their_logits, seen = arrays(run(theirs, ours.spec, images))
         exact_logits, exact = arrays(run(theirs.double(), ours.spec, images))
     for layer, output in seen.items():
-        agree(features[layer], output, layer, exact[layer])
-    agree(logits, their_logits, "logits", exact_logits)
+        close(features[layer], output, layer, exact[layer])
+    close(logits, their_logits, "logits", exact_logits)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True], ids=["plain", "batch norm"])
@@ -280,4 +267,4 @@ def test_every_layer_of_keras(monkeypatch, name, size, grid):
     keras.config.set_dtype_policy("float32")
     assert seen.keys() == features.keys() | {"logits"}
     for layer, output in seen.items():
-        agree({**features, "logits": logits}[layer], output, layer, exact[layer])
+        close({**features, "logits": logits}[layer], output, layer, exact[layer])

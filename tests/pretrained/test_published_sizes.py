@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vision_lang.pretrained import autoencoder, clip, gpt2, layout, unet, vgg
 
 FILE = pathlib.Path(__file__).parents[1] / "fixtures" / "published.json"
 # Of Stable Diffusion 1.5 the first three; the numbers are those that are published.
-NETWORKS = {
+NETWORKS: dict[str, tuple[Any, int]] = {
     "unet": (unet.PublishedUNet(UNet(UNETS["sd15"], 4), 4, 768), 859_520_964),
     "autoencoder": (
         autoencoder.PublishedAutoencoder(Autoencoder(AUTOENCODERS["sd"]), 0.18215, 0.0),

@@ -14,7 +14,8 @@ from vision_lang import pretrained
 from vision_lang.pretrained.autoencoder import OLDER
 
 FOLDER = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
-CASES = sorted(path.name for path in FOLDER.iterdir() if not (path / "model_index.json").exists())
+# Others are whole folders, of which convert makes runs.
+CASES = sorted(p.name for p in FOLDER.iterdir() if references.read(p)[0] in pretrained.KINDS)
 
 
 @pytest.mark.parametrize("case", CASES)

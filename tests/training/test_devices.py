@@ -41,7 +41,8 @@ pytestmark = pytest.mark.slow  # to compile for several devices takes more than 
 
 
 CASES = [(4, 30, "diffusion"), (8, 100, "diffusion")]
-CASES += [(8, 100, task) for task in ("recognition", "captioning", "contrastive")]
+OTHERS = ("recognition", "captioning", "contrastive", "clip", "autoencoder")
+CASES += [(8, 100, task) for task in OTHERS]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[2]}-{case[0]}")

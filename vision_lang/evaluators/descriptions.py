@@ -1,7 +1,7 @@
-"""How often a contrastive, captioning or diffusion run picks the right description of a picture.
+"""How often a contrastive, clip, captioning or diffusion run picks the right description.
 
-The same question for the three, each in its own way (tasks/descriptions.py), so that they stand in
-one table. Of data with classes the candidates are the classes' phrases; on the built-in world
+The same question for all, each in its own way (tasks/descriptions.py), so that they stand in one
+table. Of data with classes the candidates are the classes' phrases; on the built-in world
 `choices` captions of the split that name as many objects, only one of which the picture fits: its
 own, and of the others those with most words in common with it.
 
@@ -62,8 +62,8 @@ def default_config() -> ConfigDict:
 
 def make(config: ConfigDict, context: Context) -> Evaluator:
     """config: splits, count (pictures at a period), final_splits, final_count (the same at the end;
-    0 = all), batch_size (rows per device), choices (of the built-in world), templates (contrastive
-    runs), per_token, noises, error (descriptions.How; the run's seed decides the noises)."""
+    0 = all), batch_size (rows per device), choices (of the built-in world), templates (clip and
+    contrastive runs), per_token, noises, error (descriptions.How; the run's seed draws them)."""
     run, parallel = context.config, context.parallel
     how = How(config.per_token, config.noises, config.error, run.seed)
     way = descriptions.make(run.task, context.task, how)

@@ -49,7 +49,9 @@ def layer_shapes(layers: Callable[..., dict[str, Any]], *arguments: Any) -> dict
 
 def network(config: ConfigDict, layer: str) -> str:
     """What features are called after: 'vgg11_pool5', the row of VGGS without its number where the
-    stages are of none. Distances of such features are never called FID."""
+    stages are of none; 'clip_pooled'. Distances of such features are never called FID."""
+    if config.task == "clip":
+        return f"clip_{layer}"
     stages = config.model.encoder.stages
     return f"vgg{next((n for n, spec in VGGS.items() if spec.stages == stages), '')}_{layer}"
 

@@ -16,6 +16,8 @@ Numbers, NET being the network and layer (`vgg11_pool5`), N the pictures drawn:
 |              |             | that tells of the prompt's objects and contradicts it in nothing    |
 | `matcher`    | contrastive | `match`, the mean cosine of picture and prompt; `match_real`, the   |
 |              |             | same of the real pictures of these prompts                          |
+|              | clip        | `clip_score`, `clip_score_real`: the same, times 100 and with no    |
+|              |             | cosine below 0 (Hessel et al. 2021, eq. 1, with w = 100)            |
 | `classifier` | recognition | `recognised`, the share named as the label that it was drawn for    |
 |              |             | (that of the example whose text it was); each class's at the end    |
 """
@@ -172,10 +174,13 @@ def _agree(text: str, prompt: str) -> bool:
 def _matcher(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> Judge:
     """How near pictures are to their prompts."""
     length = loaded.config.data.text_length
+    clip = loaded.config.task == "clip"
+    name = "clip_score" if clip else "match"
 
     def rows(variables, batch):
         text = loaded.task.embed_texts(variables, batch["tokens"], batch["mask"])
-        return (loaded.task.embed_images(variables, batch["image"]) * text).sum(-1)
+        cosine = (loaded.task.embed_images(variables, batch["image"]) * text).sum(-1)
+        return 100 * cosine.clip(0) if clip else cosine
 
     ask = asker(context, loaded, rows, config.device_batch)
 
@@ -183,7 +188,7 @@ def _matcher(loaded: Any, config: ConfigDict, context: Context, fewest: int) -> 
         del final
         tokens, mask = loaded.tokenizer.encode_batch(asked.prompts, length)
         mean = lambda seen: float(ask(seen, tokens=tokens, mask=mask).mean())  # noqa: E731
-        return {"match": mean(pictures), "match_real": mean(asked.real)}
+        return {name: mean(pictures), f"{name}_real": mean(asked.real)}
 
     return judge
 
@@ -234,8 +239,8 @@ class Kind(NamedTuple):
 
 # The field of config.evaluators.<name> that names its run, '' = not asked -> how it judges
 JUDGES = {
-    "features": Kind(_features, ("recognition", "captioning", "contrastive")),
+    "features": Kind(_features, ("recognition", "captioning", *tasks.MATCHING)),
     "captioner": Kind(_captioner, ("captioning",)),
-    "matcher": Kind(_matcher, ("contrastive",)),
+    "matcher": Kind(_matcher, tasks.MATCHING),
     "classifier": Kind(_classifier, ("recognition",)),
 }

@@ -1,4 +1,4 @@
-"""How well a contrastive run finds pictures by their texts and texts by their pictures.
+"""How well a contrastive or clip run finds pictures by their texts and texts by their pictures.
 
 Numbers per split (metrics/retrieval.py): `t2i_recall1`, `_recall5`, `_recall10`, `t2i_median_rank`,
 the same as `i2t_...`, and `n`, the number of pictures. On the built-in world the pictures are the

@@ -58,8 +58,8 @@ AUTOENCODERS = {
     "none": AutoencoderSpec(()),  # pixels themselves
     # For tests, whose time is what it takes to compile.
     "tiny": AutoencoderSpec((8, 8), layers=1, groups=4),
-    # For 32 px on a CPU, whose time is that of the finest level: twice as wide takes 3.5 times as
-    # long.
+    # For 32 px on a CPU, whose time is that of the finest level: twice as wide takes four times
+    # as long.
     "small": AutoencoderSpec((16, 32, 64), layers=1, groups=8),
     # Stable Diffusion 1.x and 2.x.
     "sd": AutoencoderSpec((128, 256, 512, 512)),

@@ -15,7 +15,6 @@ from vision_lang.models.text_encoder import TextEncoder, TextSpec
 from vision_lang.models.vision_transformer import VisionSpec, VisionTransformer
 
 Dtype = jnp.dtype
-LEGACY_END = 2  # as `end`: a text ends at its largest id, as OpenAI's configs mean by this id
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -30,7 +29,7 @@ class CLIP(nn.Module):
       text, vision: the sizes of the towers; None: there is no such tower.
       projection: P, or 0: without projections, which a tower alone may lack.
       vocab_size, max_length: rows of the text tower's tables.
-      end: id of the token whose state stands for a text; see `LEGACY_END`.
+      end: id of the token whose state stands for a text; None: the largest id of each.
       dtype: compute dtype of the towers; parameters are float32.
     """
 
@@ -39,7 +38,7 @@ class CLIP(nn.Module):
     projection: int
     vocab_size: int = 0
     max_length: int = 0
-    end: int = LEGACY_END
+    end: int | None = None
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
@@ -64,7 +63,7 @@ class CLIP(nn.Module):
         with a projection, `text_embeds` [B, P].
         """
         states, out = self.text_model(tokens, mask)
-        ends = tokens if self.end == LEGACY_END else tokens == self.end
+        ends = tokens if self.end is None else tokens == self.end
         pooled = jnp.take_along_axis(states, ends.argmax(-1)[:, None, None], axis=1)[:, 0]
         out |= {"last_hidden_state": states, "pooler_output": pooled}
         if self.projection:

@@ -58,6 +58,7 @@ OTHER = {
     "text": r"vision_model\..*|visual_projection\.weight|logit_scale",
     "vision": r"text_model\..*|text_projection\.weight|logit_scale",
 }
+LEGACY_END = 2  # as eos_token_id: a text ends at its largest id, as OpenAI's configs mean by it
 SAME = {"layer_norm_eps": (1e-5,), "hidden_act": tuple(text_encoder.ACTIVATIONS)}
 
 
@@ -172,7 +173,7 @@ def _open(path: Any) -> tuple[Options, Tensors]:
 
 def _text_fields(config: Options) -> dict[str, Any]:
     config.demand(**SAME)
-    width = config.get("hidden_size", 512)
+    width, end = config.get("hidden_size", 512), config.get("eos_token_id", 49407)
     spec = TextSpec(
         width=width,
         layers=config.get("num_hidden_layers", 12),
@@ -185,7 +186,7 @@ def _text_fields(config: Options) -> dict[str, Any]:
         "text": spec,
         "vocab_size": config.get("vocab_size", 49408),
         "max_length": config.get("max_position_embeddings", 77),
-        "end": config.get("eos_token_id", 49407),
+        "end": None if end == LEGACY_END else end,
     }
 
 

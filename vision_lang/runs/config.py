@@ -43,21 +43,26 @@ _WANTED = {
 RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
     ("1 or more", lambda x: x >= 1,
      "steps batch_size accumulate log_every keep cpu_devices data.resolution model.patch "
-     "model.encoder.stages model.encoder.hidden model.unet.widths model.unet.groups "
-     "model.unet.layers model.decoder.layers model.sketch.cells model.*.heads model.*.mlp_ratio "
+     "model.encoder.stages model.encoder.hidden model.perceptual.stages model.autoencoder.widths "
+     "model.autoencoder.layers model.autoencoder.groups model.autoencoder.latent_channels "
+     "model.unet.widths model.unet.groups "
+     "model.unet.layers model.decoder.layers model.vision.patch model.projection "
+     "model.sketch.cells model.*.heads model.*.mlp_ratio "
      "decoding.beams evaluators.*.batch_size evaluators.*.device_batch evaluators.*.columns"),
     ("3 or more, for begin, end and a word between them,", lambda x: x >= 3, "data.text_length"),
     ("0 or more", lambda x: x >= 0,
-     "eval_every save_every keep_period workers max_bad_steps optimizer.learning_rate "
+     "eval_every save_every keep_period workers max_bad_steps kl_weight perceptual_weight "
+     "optimizer.learning_rate "
      "optimizer.warmup optimizer.clip_norm optimizer.groups.*.weight_decay "
      "optimizer.groups.*.learning_rate_scale model.unet.depth model.text.layers "
-     "model.text.distance_slopes model.sketch.layers model.sketch.hints model.encoder.grid "
+     "model.vision.layers model.text.distance_slopes model.sketch.layers model.sketch.hints "
+     "model.encoder.grid "
      "model.margin.margin diffusion.*_weight sampling.guidance sampling.eta augmentation.pad "
      "augmentation.brightness augmentation.contrast augmentation.saturation augmentation.mixup "
      "augmentation.cutmix lora.rank decoding.top_k decoding.min_length decoding.no_repeat_ngram "
      "evaluators.*.count evaluators.*.final_count evaluators.*.shown"),
     ("a number above 0", lambda x: x > 0,
-     "optimizer.eps lora.alpha model.*.width model.encoder.epsilon model.margin.scale "
+     "optimizer.eps lora.alpha model.*.width model.*.epsilon model.margin.scale "
      "sampling.shift decoding.temperature"),
     ("a share from 0 to 1", lambda x: 0 <= x <= 1,
      "caption_drop data.max_bad_share sampling.interval sampling.rescale augmentation.erase"),

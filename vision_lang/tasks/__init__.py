@@ -7,7 +7,9 @@ from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError, choose
 from vision_lang.tasks import (
+    autoencoder_config,
     captioning_config,
+    clip_config,
     contrastive_config,
     diffusion_config,
     recognition_config,
@@ -35,10 +37,14 @@ TASKS = {
     "diffusion": Entry(diffusion_config.from_config, lambda c: c.condition == "text", False),
     "captioning": Entry(captioning_config.from_config, lambda c: True, False),
     "contrastive": Entry(contrastive_config.from_config, lambda c: True, False),
+    "clip": Entry(clip_config.from_config, lambda c: True, False),
+    "autoencoder": Entry(autoencoder_config.from_config, lambda c: False, False),
     "recognition": Entry(
         recognition_config.from_config, lambda c: False, True, lambda c: c.multi_label
     ),
 }
+# Those that put pictures near their texts.
+MATCHING = ("contrastive", "clip")
 
 
 def entry(config: ConfigDict) -> Entry:

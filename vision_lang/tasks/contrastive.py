@@ -47,6 +47,47 @@ BEGIN = {"softmax": (math.log(1 / 0.07), 0.0), "sigmoid": (math.log(10.0), -10.0
 LARGEST_SCALE = math.log(100.0)  # as in CLIP, section 2.4
 
 
+def compare(
+    image: jax.Array,  # unit vectors [b, D]
+    text: jax.Array,  # [b, D]
+    scale: jax.Array,
+    bias: jax.Array | float,
+    batch: dict[str, jax.Array],
+    *,
+    loss: str,
+    across: Any,
+) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    """Tells each example from those of all devices, by similarities scale * cosine + bias.
+
+    Args:
+      batch: has tokens, weight and index.
+      loss: a row of `LOSSES`.
+
+    Returns:
+      The mean of both directions' losses of each example [b], and (sum, count) of `i2t_right` and
+      `t2i_right`, of queries whose own counterpart is the nearest of the batch. An example with the
+      very same text is no negative: it belongs together as well.
+    """
+    every = {"image": image, "text": text, "tokens": batch["tokens"]}
+    every |= {name: batch[name] for name in ("weight", "index")}
+    every = across.gather(every)
+    own = batch["index"][:, None] == every["index"][None]
+    same = (batch["tokens"][:, None] == every["tokens"][None]).all(-1)
+    negative = ~same & (every["weight"] > 0)[None]
+    losses, metrics = jnp.zeros(len(image)), {}
+    weight = batch["weight"]
+    for name, query, candidates in (
+        ("i2t", image, every["text"]),
+        ("t2i", text, every["image"]),
+    ):
+        similarity = scale * query @ candidates.T + bias
+        losses += LOSSES[loss](similarity, own, negative) / 2
+        best = jnp.where(negative, similarity, -jnp.inf).max(-1)
+        right = ((similarity * own).sum(-1) > best) * weight
+        metrics[f"{name}_right"] = (right.sum(), weight.sum())
+    return losses, metrics
+
+
 class Projections(nn.Module):
     """From both networks' features to vectors of length 1, and how similarities are scaled."""
 
@@ -121,12 +162,8 @@ class Contrastive:
         across: Any,
         train: bool,
     ) -> tuple[jax.Array, dict, dict[str, tuple[jax.Array, jax.Array]]]:
-        """Returns the mean of both directions' losses of each example [b], told from the examples
-        of all devices; the new batch statistics; and (sum, count) of `i2t_right` and `t2i_right`,
-        of queries whose own counterpart is the nearest of the batch.
-
-        An example with the very same text is no negative: it belongs together as well.
-        """
+        """Returns the losses of each example [b], the new batch statistics, and the metrics; see
+        `compare`."""
         x = batch["image"]
         if train:
             x = self.augmentation.pictures(x, keys)
@@ -139,23 +176,7 @@ class Contrastive:
         projections = {"params": variables["params"]["projections"]}
         made: Any = self.projections.apply(projections, self._pooled(found), words)
         image, text, scale, bias = made
-        every = {"image": image, "text": text, "tokens": batch["tokens"]}
-        every |= {name: batch[name] for name in ("weight", "index")}
-        every = across.gather(every)
-        own = batch["index"][:, None] == every["index"][None]
-        same = (batch["tokens"][:, None] == every["tokens"][None]).all(-1)
-        negative = ~same & (every["weight"] > 0)[None]
-        losses, metrics = jnp.zeros(len(image)), {}
-        weight = batch["weight"]
-        for name, query, candidates in (
-            ("i2t", image, every["text"]),
-            ("t2i", text, every["image"]),
-        ):
-            similarity = scale * query @ candidates.T + bias
-            losses += LOSSES[self.loss_of](similarity, own, negative) / 2
-            best = jnp.where(negative, similarity, -jnp.inf).max(-1)
-            right = ((similarity * own).sum(-1) > best) * weight
-            metrics[f"{name}_right"] = (right.sum(), weight.sum())
+        losses, metrics = compare(image, text, scale, bias, batch, loss=self.loss_of, across=across)
         return losses, mutable, metrics
 
     def embed_images(self, variables: Variables, images: jax.Array) -> jax.Array:

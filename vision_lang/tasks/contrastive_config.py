@@ -24,14 +24,7 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Contrastive:
     """
     model = config.model
     choose(LOSSES, config.loss, "contrastive loss (config.loss)")
-    if config.accumulate > 1:
-        raise InputError(
-            f"config.accumulate={config.accumulate} would tell each picture only from those of its "
-            "own micro-batch, which is another loss: it must be 1 for contrastive runs."
-        )
-    augmentation = Augmentation(**config.augmentation)
-    if augmentation.mixup or augmentation.cutmix:
-        raise InputError("Two pictures mixed have no text: augmentation.mixup, .cutmix = 0.")
+    augmentation = of_whole_batches(config)
     encoder = make_encoder(config, head="none")
     text = TextSpec(**model.text)
     text_encoder.check(text)
@@ -56,3 +49,20 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Contrastive:
         augmentation=augmentation,
         length=config.data.text_length,
     )
+
+
+def of_whole_batches(config: ConfigDict) -> Augmentation:
+    """Checks what a loss that tells the pictures of a batch apart wants; returns the augmentation.
+
+    Raises:
+      InputError: gradient accumulation, or pictures that are mixed.
+    """
+    if config.accumulate > 1:
+        raise InputError(
+            f"config.accumulate={config.accumulate} would tell each picture only from those of its "
+            f"own micro-batch, which is another loss: it must be 1 for {config.task} runs."
+        )
+    augmentation = Augmentation(**config.augmentation)
+    if augmentation.mixup or augmentation.cutmix:
+        raise InputError("Two pictures mixed have no text: augmentation.mixup, .cutmix = 0.")
+    return augmentation

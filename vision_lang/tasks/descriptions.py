@@ -1,4 +1,4 @@
-"""Which of several descriptions fits a picture: three tasks that can tell, behind one interface.
+"""Which of several descriptions fits a picture: tasks that can tell, behind one interface.
 
     way = make(config.task, task, How())
     table = way.read(variables, candidates)                   # once
@@ -7,7 +7,7 @@
 | task        | the score of a description                                     | source            |
 |-------------|----------------------------------------------------------------|-------------------|
 | contrastive | the scaled cosine of the picture's vector and the mean of its  | Radford et al.    |
-|             | texts' unit vectors, made one of length 1 again                | 2021, sec. 3.1.4  |
+| and clip    | texts' unit vectors, made one of length 1 again                | 2021, sec. 3.1.4  |
 | captioning  | log p(description given the picture), end included             |                   |
 | diffusion   | -mean |eps - eps_theta(x_t, description)|^2, at the same times | Li et al. 2023,   |
 |             | and noises for every description and picture; no guidance      | sec. 3            |
@@ -16,7 +16,7 @@ The softmax of the scores over the candidates is what each holds for their proba
 depends neither on the other candidates nor on the other pictures.
 
 Shapes: b pictures, K candidates of each, N candidates in all, T texts of a candidate (more than one
-for the contrastive task alone), L text length, D width of the contrastive vectors.
+for contrastive and clip alone), L text length, D width of the contrastive vectors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from vision_lang.diffusion.prediction import add_noise
 from vision_lang.diffusion.schedules import Level
 from vision_lang.errors import InputError, choose
 from vision_lang.models.margin import unit
+from vision_lang.tasks import MATCHING
 from vision_lang.tasks.captioning import Captioning
+from vision_lang.tasks.clip import Clip
 from vision_lang.tasks.contrastive import Contrastive
 from vision_lang.tasks.diffusion import Diffusion, Sampling, to_model
 
@@ -90,7 +92,7 @@ class Way(NamedTuple):
     scores: Callable[[Variables, Any, jax.Array, jax.Array], jax.Array]
 
 
-def contrastive(task: Contrastive, how: How) -> Way:
+def contrastive(task: Contrastive | Clip, how: How) -> Way:
     """Similarity."""
     del how
 
@@ -155,6 +157,7 @@ def diffusion(task: Diffusion, how: How) -> Way:
 
 WAYS: dict[str, Callable[[Any, How], Way]] = {
     "contrastive": contrastive,
+    "clip": contrastive,
     "captioning": captioning,
     "diffusion": diffusion,
 }
@@ -195,8 +198,10 @@ def candidates(
         labels = [choose(known, name, "class (this run knows no texts)") for name in names]
         blank = np.zeros((len(labels), 1, length))
         return Candidates(blank.astype(np.int32), blank.astype(bool), np.array(labels, np.int32))
-    if templates and config.task != "contrastive":
-        raise InputError(f"Templates are for contrastive runs; this is a {config.task} run.")
+    if templates and config.task not in MATCHING:
+        raise InputError(
+            f"Templates are for clip or contrastive runs; this is a {config.task} run."
+        )
     for template in templates:
         presets.check_template(template)
     if own:

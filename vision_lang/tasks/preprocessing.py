@@ -15,9 +15,18 @@ import numpy as np
 
 from vision_lang.errors import choose
 
+RGB = tuple[float, float, float]
 # Of ImageNet's training pictures: RGB on [0, 1], and BGR on [0, 255] as Caffe's first networks.
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
+# Of CLIP's training pictures, RGB on [0, 1].
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+# What libraries write beside weights, of [0, 1] -> the row of PREPROCESSINGS.
+NORMALISED = {
+    (CLIP_MEAN, CLIP_STD): "clip",
+    (TORCHVISION_MEAN, TORCHVISION_STD): "torchvision",
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)): "symmetric",
+}
 
 
 def symmetric(images: jax.Array) -> jax.Array:
@@ -27,8 +36,12 @@ def symmetric(images: jax.Array) -> jax.Array:
 
 def torchvision(images: jax.Array) -> jax.Array:
     """To [0, 1], then less the mean and over the deviation of ImageNet, for each channel."""
-    mean, std = (np.array(x, np.float32) for x in (TORCHVISION_MEAN, TORCHVISION_STD))
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    return _normalised(images, TORCHVISION_MEAN, TORCHVISION_STD)
+
+
+def clip(images: jax.Array) -> jax.Array:
+    """The same of CLIP's training pictures (Radford et al. 2021)."""
+    return _normalised(images, CLIP_MEAN, CLIP_STD)
 
 
 def keras(images: jax.Array) -> jax.Array:
@@ -36,7 +49,17 @@ def keras(images: jax.Array) -> jax.Array:
     return images[..., ::-1].astype(jnp.float32) - np.array(CAFFE_MEAN_BGR, np.float32)
 
 
-PREPROCESSINGS = {"symmetric": symmetric, "torchvision": torchvision, "keras": keras}
+def _normalised(images: jax.Array, mean: RGB, std: RGB) -> jax.Array:
+    x = images.astype(jnp.float32) / 255.0
+    return (x - np.array(mean, np.float32)) / np.array(std, np.float32)
+
+
+PREPROCESSINGS = {
+    "symmetric": symmetric,
+    "torchvision": torchvision,
+    "keras": keras,
+    "clip": clip,
+}
 
 
 def make_preprocessing(name: str) -> Callable[[jax.Array], jax.Array]:

@@ -24,6 +24,8 @@ from vision_lang.training import lora, optimizer, parallel, state
 from vision_lang.training.step import Step
 
 TOKENIZER_CAPTIONS = 50_000  # enough to train a tokenizer on; larger splits are thinned evenly
+# What a network is called in the run that it begins with, where it is not called the same.
+THEIRS = {"perceptual": "encoder"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,8 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
 def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
     """Replaces the networks that config.init names by those of other runs; each leaf is logged.
 
-    A network is its sub-tree of every collection: parameters and batch statistics.
+    A network is its sub-tree of every collection: parameters and batch statistics. It has the same
+    name there, or that of `THEIRS`.
 
     Args:
       left_out: config.init_except, a pattern of paths such as 'encoder/fc8/.*' that are not asked
@@ -157,6 +160,8 @@ def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
         if not spec:
             continue
         source, there = weights_of(spec)
+        theirs = f"^([^/]+)/{THEIRS.get(part, part)}/"  # behind the collection
+        there = {re.sub(theirs, rf"\1/{part}/", n): leaf for n, leaf in there.items()}
 
         def belongs(name, part=part):
             path = name.partition("/")[2]  # without the collection
