@@ -12,7 +12,8 @@
 |                                          | what a diffusion run draws (--matcher, --features)    |
 | gpt2, clip_text, unet, autoencoder       | networks to begin with: --config.init.NAME=RUN        |
 
-`evaluate` wants a run that knows its data: one that was trained, if only with a rate of 0. What was converted is fine-tuned as a new run, which begins with its weights:
+`evaluate` wants a run that knows its data: one that was trained, if only at a rate of 0. What was
+converted is fine-tuned as a new run, which begins with its weights:
 
     python -m vision_lang.main --config=runs/sd/config.json --config.data.path=DIR ...
 """
