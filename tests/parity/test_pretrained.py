@@ -3,6 +3,7 @@ we write read by the libraries again."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from tests.pretrained import references
 from vision_lang import pretrained
+from vision_lang.pretrained import from_torch, tensors
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -54,3 +56,17 @@ def test_the_library_reads_what_we_write(case, tmp_path):
     assert not how["missing_keys"] and not how["unexpected_keys"], how
     for name, x in after.state_dict().items():
         np.testing.assert_array_equal(x.numpy(), before[name], err_msg=name)
+
+
+def test_a_pickle_becomes_safetensors(tmp_path):
+    source, target = tmp_path / "a.pth", tmp_path / "a.safetensors"
+    state = {"x": torch.arange(6.0).reshape(2, 3).T, "y": torch.ones(2, dtype=torch.float16)}
+    for content in (state, {"state_dict": state, "epoch": 3}):
+        torch.save(content, source)
+        from_torch.main(str(source), str(target))
+        found = tensors.open(target)
+        assert set(found) == set(state)
+        for name, x in state.items():
+            np.testing.assert_array_equal(found[name], x.numpy())
+        sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+        assert found.metadata == {"source": "a.pth", "source_sha256": sha256}

@@ -7,7 +7,7 @@ import logging
 import pathlib
 import shutil
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -97,7 +97,7 @@ def test_tensors_that_are_missing_left_over_or_of_another_shape_are_all_named(gp
     refused("gpt2", gpt2, "transformer.ln_f.weight (3,)", "transformer.wpe.weight", "wpe/embedding")
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 def test_half_precision_is_cast_and_the_log_says_so(gpt2, dtype, caplog):
     def halve(tensors):
         for name in tensors:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
@@ -21,7 +21,7 @@ from vision_lang.errors import InputError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 HDF5 = (".h5", ".hdf5")
 INDEX = ".safetensors.index.json"
-HALF = {np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)}
+HALF = {np.dtype(np.float16), np.dtype(jnp.bfloat16)}
 
 
 class Entry(NamedTuple):
