@@ -41,7 +41,17 @@ SLOW.append(("diffusion", "tiny,condition=label"))
 SLOW += [("autoencoder", "tiny"), ("autoencoder", "tiny,perceptual")]
 STEPS = [pytest.param(*c, marks=pytest.mark.slow if c in SLOW else ()) for c in TINY]
 LABELLED = ("recognition", "verification")
-COMMANDS = ("main", "generate", "evaluate", "recognize", "describe", "extract", "search")
+COMMANDS = (
+    "main",
+    "generate",
+    "evaluate",
+    "recognize",
+    "describe",
+    "extract",
+    "search",
+    "convert",
+    "export",
+)
 
 
 def batch_of(task, rows):

@@ -15,7 +15,7 @@
 `evaluate` wants a run that knows its data: one that was trained, if only at a rate of 0. What was
 converted is fine-tuned as a new run, which begins with its weights:
 
-    python -m vision_lang.main --config=runs/sd/config.json --config.data.path=DIR ...
+    python -m vision_lang.main --config=RUN/config.json --config.data.path=DIR
 """
 
 from __future__ import annotations

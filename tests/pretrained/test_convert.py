@@ -31,6 +31,8 @@ def test_a_whole_folder_of_diffusers_draws_its_pictures(case, command, tmp_path)
     loaded, (_, parts) = setup.load(str(run)), references.read(REFERENCES / case)
     tokens, mask = loaded.tokenizer.encode_batch(PROMPTS, loaded.config.data.text_length)
     np.testing.assert_array_equal(tokens, parts["inputs"]["tokens"])
+    if case == "pipeline_older":
+        return  # its networks are those of the other
 
     task, sampling = loaded.task, diffusion.Sampling(**loaded.config.sampling)
     assert (sampling.sampler, sampling.spacing, sampling.guidance) == ("ddim", "leading_1", 7.5)
@@ -51,6 +53,7 @@ def test_a_whole_folder_of_diffusers_draws_its_pictures(case, command, tmp_path)
     assert references.rms(images - expected) <= allowed
 
 
+@pytest.mark.slow
 def test_generate_draws_from_it(command, tmp_path):
     run = tmp_path / "run"
     command(convert.main, "--kind=diffusers", f"--path={REFERENCES / 'pipeline'}", f"--run={run}")

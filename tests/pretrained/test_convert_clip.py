@@ -85,6 +85,7 @@ def test_features_of_both_towers_are_compared(run, command):
         assert found["features"].shape == (3, 3, 3, 18) and str(found["network"]) == "clip_hidden_1"
 
 
+@pytest.mark.slow
 def test_it_is_tuned_and_measured_as_it_was(run, command):
     """A step of size 0 leaves the published weights, in a run that has data."""
     pathlib.Path("data").mkdir()

@@ -139,6 +139,7 @@ def test_pictures_come_back_by_the_means_of_their_latents():
     assert back.dtype == np.uint8 and np.abs(wanted - back).max() <= 1  # rounded elsewhere
 
 
+@pytest.mark.slow
 def test_a_recogniser_s_encoder_becomes_the_perceptual_network(monkeypatch):
     """As the two configs are, without its head."""
     facts = parts.facts(5, 3, classes=3)

@@ -73,6 +73,25 @@ def test_adapted_kernels_are_frozen_and_everything_else_may_be():
     assert set(trainable) == set(updates) and set(frozen) == set(own)
 
 
+def test_the_networks_see_merged_kernels_and_their_gradient_is_the_chain_rules():
+    own = drawn(SHAPES)
+    updates = lora.init(own, CONFIG, jax.random.key(0))
+    first = state.create(
+        {"params": flax.traverse_util.unflatten_dict(own, sep="/")}, (".*",), updates, 3.0
+    )
+    factors = jax.random.normal(jax.random.key(1), (6, 7))
+
+    def loss(params):
+        return (state.variables(params, first)["params"]["net"]["dense"]["kernel"] * factors).sum()
+
+    gradient = jax.grad(loss)(first.params)
+    a = updates["net/dense/lora_a"]
+    np.testing.assert_allclose(gradient["net/dense/lora_b"], 3 * a.T @ factors, rtol=1e-5)
+    assert not np.any(gradient["net/dense/lora_a"])  # B is zero yet
+    assert not np.any(gradient["net/conv/lora_b"])
+
+
+@pytest.mark.slow
 def test_a_run_trains_them_alone_and_its_readers_see_merged_kernels(command, trained, tmp_path):
     """A text-to-image run begins with another's weights and adapts its U-Net's middle."""
     run = tmp_path / "run"
