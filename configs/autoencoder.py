@@ -9,6 +9,9 @@ Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.da
 row of models.autoencoder.AUTOENCODERS), perceptual (pictures are also compared in the features of a
 VGG; RUN is one of configs/recognition.py, whose sizes and preprocessing config.model.perceptual
 must repeat).
+
+The default comes to 30.1 dB on the built-in world's test pictures in 8 minutes on two CPU cores (one
+run, seed 0); what is lost are corners: a small cross comes back as a diamond.
 """
 
 import dataclasses
