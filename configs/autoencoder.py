@@ -10,8 +10,8 @@ row of models.autoencoder.AUTOENCODERS), perceptual (pictures are also compared 
 VGG; RUN is one of configs/recognition.py, whose sizes and preprocessing config.model.perceptual
 must repeat).
 
-The default comes to 30.1 dB on the built-in world's test pictures in 8 minutes on two CPU cores (one
-run, seed 0); what is lost are corners: a small cross comes back as a diamond.
+The default comes to 30.1 dB on the built-in world's test pictures in 8 minutes on two CPU cores
+(one run, seed 0); what is lost are corners: a small cross comes back as a diamond.
 """
 
 import dataclasses
