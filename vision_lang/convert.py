@@ -124,8 +124,11 @@ def _vgg(path: epath.Path) -> Converted:
     config.augmentation.pad = 0
     names = [str(i) for i in range(model.net.classes)]
     if FLAGS.classes:
-        names = epath.Path(FLAGS.classes).read_text().split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        try:
+            lines = epath.Path(FLAGS.classes).read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--classes={FLAGS.classes} cannot be read: {error}.") from error
+        names = [line.strip() for line in lines if line.strip()]
         if len(names) != model.net.classes:
             raise InputError(
                 f"--classes names {len(names)} classes, the weights have {model.net.classes}."
@@ -156,13 +159,13 @@ def _diffusers(path: epath.Path) -> Converted:
             f"'{path}': the U-Net reads vectors of {unet.context_width} numbers, the text encoder "
             f"writes {text.net.text.width}."
         )
-    sizes = tensors.read_json(path / "unet" / "config.json", "of the U-Net")
+    sizes = Options(tensors.config_beside(path / "unet"), f"{path}/unet: config.json")
     config = _config("diffusion", "data=folder,size=sd15")
     config.model.unet = ConfigDict(dataclasses.asdict(unet.net.spec))
     config.model.text = ConfigDict(dataclasses.asdict(text.net.text))
     config.model.autoencoder = ConfigDict(dataclasses.asdict(vae.net.spec))
     config.model.autoencoder.update(scaling=float(vae.scaling), shift=float(vae.shift))
-    config.data.resolution = sizes.get("sample_size") * vae.net.spec.factor
+    config.data.resolution = sizes["sample_size"] * vae.net.spec.factor
     config.data.text_length = text.net.max_length
     config.text_mask = "none"
     file = path / "scheduler" / "scheduler_config.json"
@@ -178,6 +181,7 @@ def _diffusers(path: epath.Path) -> Converted:
 
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x"}
+SPACINGS = ("trailing", "leading", "leading_1")
 SAMPLERS = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
@@ -197,6 +201,7 @@ def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
         beta_end=(end,),
         trained_betas=(None,),
         rescale_betas_zero_snr=(False,),
+        clip_sample=(False,),
         thresholding=(False,),
         use_karras_sigmas=(False, None),
     )
@@ -211,10 +216,10 @@ def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
     theirs = scheduler.get("_class_name", "")
     sampling.sampler = SAMPLERS.get(theirs, "dpmpp_2m")
     spacing = scheduler.get("timestep_spacing", "leading")
-    offset = scheduler.get("steps_offset", 0)
-    known = {"trailing": "trailing", "leading": "leading" if not offset else "leading_1"}
-    sampling.spacing = known.get(spacing, "trailing")
-    if theirs not in SAMPLERS or spacing not in known:
+    if spacing == "leading" and (offset := scheduler.get("steps_offset", 0)):
+        spacing = f"leading_{offset}"
+    sampling.spacing = spacing if spacing in SPACINGS else "trailing"
+    if theirs not in SAMPLERS or spacing not in SPACINGS:
         logging.info(
             "%s with %s spacing is not built here: this run draws with %s, %s.",
             theirs, spacing, sampling.sampler, sampling.spacing,
