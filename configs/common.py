@@ -81,13 +81,17 @@ def adamw(pattern: str, weight_decay: float = 0.0, learning_rate_scale: float = 
     }
 
 
-def muon(pattern: str, weight_decay: float = 0.01, learning_rate_scale: float = 5.0) -> dict:
-    """Returns an entry of config.optimizer.groups for matrices and the kernels of convolutions."""
+def muon(
+    pattern: str, weight_decay: float = 0.01, learning_rate_scale: float = 5.0, parts: int = 1
+) -> dict:
+    """Returns an entry of config.optimizer.groups for matrices and the kernels of convolutions,
+    each of which holds `parts` matrices side by side."""
     return {
         "pattern": pattern,
         "rule": "muon",
         "weight_decay": weight_decay,
         "learning_rate_scale": learning_rate_scale,
+        "parts": parts,
     }
 
 

@@ -217,12 +217,21 @@ def test_packing_and_back():
 
 
 def test_muon_takes_the_orthogonal_part_of_each_matrix():
-    """With its singular values between 0.6 and 1.3 times 0.2 sqrt(longer side)."""
+    """With its singular values between 0.6 and 1.3 times 0.2 sqrt(longer side); of a kernel that
+    holds several matrices, whatever the sizes of their gradients, of each."""
     rng = np.random.default_rng(0)
     shapes = {"a": (6, 4), "b": (3, 2, 2, 5), "c": (4, 6), "d": (12, 5)}
     gradients = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
+    pieces = {"e": (5, 12), "f": (6, 9)}  # of three matrices each
+    for name, shape in pieces.items():
+        sizes = np.repeat(np.float32([1, 1e-3, 10]), shape[1] // 3)
+        gradients[name] = rng.standard_normal(shape, np.float32) * sizes
+    muon = {"rule": "muon", "weight_decay": 0.5, "learning_rate_scale": 2.0}
     groups = ConfigDict(
-        {"g": {"pattern": ".*", "rule": "muon", "weight_decay": 0.5, "learning_rate_scale": 2.0}}
+        {
+            "g": {"pattern": "[a-d]", "parts": 1} | muon,
+            "of_three": {"pattern": "[ef]", "parts": 3} | muon,
+        }
     )
     config = ConfigDict(
         {"learning_rate": 0.1, "schedule": "constant", "warmup": 0, "clip_norm": 0.0}
@@ -236,14 +245,20 @@ def test_muon_takes_the_orthogonal_part_of_each_matrix():
     _, state = transform.update(packing.pack(gradients), state, ones, **alone)
     updates, _ = transform.update(packing.pack(gradients), state, ones, **alone)
     for name, update in packing.unpack(updates).items():
-        matrix = gradients[name].reshape(-1, shapes[name][-1]).astype(np.float64)
-        direction = -(np.asarray(update) / 0.2 + 0.5).reshape(matrix.shape)
-        u, _, v = np.linalg.svd(matrix, full_matrices=False)
-        inside = u.T @ direction @ v.T / (0.2 * math.sqrt(max(matrix.shape)))
-        np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-3)
-        assert np.diag(inside).min() > 0.6 and np.diag(inside).max() < 1.3
+        parts = 3 if name in pieces else 1
+        kernel = gradients[name].reshape(-1, gradients[name].shape[-1]).astype(np.float64)
+        directions = -(np.asarray(update) / 0.2 + 0.5).reshape(kernel.shape)
+        for matrix, direction in zip(
+            np.split(kernel, parts, axis=1), np.split(directions, parts, axis=1), strict=True
+        ):
+            u, _, v = np.linalg.svd(matrix, full_matrices=False)
+            inside = u.T @ direction @ v.T / (0.2 * math.sqrt(max(matrix.shape)))
+            np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-3)
+            assert np.diag(inside).min() > 0.6 and np.diag(inside).max() < 1.3
     with pytest.raises(InputError, match="muon is for matrices"):
-        optimizer.make(config, 10, optimizer.Packing({"v": jax.numpy.ones(3)}, groups))
+        optimizer.make(config, 10, optimizer.Packing({"a": jax.numpy.ones(3)}, groups))
+    with pytest.raises(InputError, match="parts=3"):
+        optimizer.make(config, 10, optimizer.Packing({"e": jax.numpy.ones((3, 4))}, groups))
 
 
 def test_learning_rates():

@@ -137,31 +137,41 @@ def muon(
 ) -> optax.GradientTransformation:
     """Orthogonalised momentum, Jordan et al. 2024, for a group of matrices and kernels.
 
-    A convolution's kernel [h, w, in, out] counts as the matrix [h w in, out]. The update's root
-    mean square is 0.2 whatever the shape, as in Liu et al. 2025 (arXiv:2502.16982), which lets the
-    learning rate be of Adam's order. Matrices of one shape, or of one shape transposed, are
-    orthogonalised together, and each device takes some of them: `update` wants `across`.
+    A convolution's kernel [h, w, in, out] counts as the matrix [h w in, out], and one that holds
+    `spec.parts` matrices side by side (queries, keys and values) as these: together, the largest
+    gradients among them would decide the direction of all. The update's root mean square is 0.2
+    whatever the shape, as in Liu et al. 2025 (arXiv:2502.16982), which lets the learning rate be of
+    Adam's order. Matrices of one shape, or of one shape transposed, are orthogonalised together,
+    and each device takes some of them: `update` wants `across`.
 
     Raises:
-      InputError: a parameter of the group is a vector.
+      InputError: a parameter of the group is a vector, or has no equal parts.
     """
+    parts = spec.get("parts", 1)  # not in runs older than it
     if any(len(shape) < 2 for shape in shapes):
         raise InputError("rule=muon is for matrices; a group with it holds a bias or a scale.")
-    sides = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes]
+    if parts < 1 or any(shape[-1] % parts for shape in shapes):
+        raise InputError(f"rule=muon: a kernel of {shapes} is not made of parts={parts} matrices.")
+    whole = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes]
+    sides = [(rows, columns // parts) for rows, columns in whole for _ in range(parts)]
     kinds = sorted({(min(side), max(side)) for side in sides})
     where = {kind: [i for i, s in enumerate(sides) if (min(s), max(s)) == kind] for kind in kinds}
 
     def stack(vector):
         """One array [n, short, long] for each kind."""
-        matrices = [m if m.shape[0] <= m.shape[1] else m.T for m in _split(vector, sides)]
+        split = [part for m in _split(vector, whole) for part in jnp.split(m, parts, axis=1)]
+        matrices = [m if m.shape[0] <= m.shape[1] else m.T for m in split]
         return {f"{a}x{b}": jnp.stack([matrices[i] for i in where[a, b]]) for a, b in kinds}
 
     def unstack(stacks):
         pieces: list = [None] * len(sides)
         for (a, b), members in where.items():
             for i, matrix in zip(members, stacks[f"{a}x{b}"], strict=True):
-                pieces[i] = (matrix if sides[i][0] <= sides[i][1] else matrix.T).ravel()
-        return jnp.concatenate(pieces)
+                pieces[i] = matrix if sides[i][0] <= sides[i][1] else matrix.T
+        joined = [
+            jnp.concatenate(pieces[i : i + parts], axis=1) for i in range(0, len(pieces), parts)
+        ]
+        return jnp.concatenate([matrix.ravel() for matrix in joined])
 
     # optax orthogonalises what it has averaged itself; with beta 0 that is what it is given.
     orthogonal = optax.contrib.scale_by_muon(
