@@ -23,7 +23,7 @@ objects stand to each other: until then the loss lies on a plateau at .70, and 5
 
 (*) A throw-away change, no option: each text's sum over its tokens in place of their mean.
 (**) Muon takes GPT-2's kernels of queries, keys and values apart. Together, the gradients of the
-values, much the largest as long as nobody knows where to look, decide where the queries and keys go.
+values, much the largest as long as nobody knows where to look, decide where all of them go.
 
 Batches of 32 learn as much from each example as those of 64 (.73 after 32,000 and .71 after 45,000
 examples), and beams of 4 describe no better than greedy decoding (91.2 and 91.5 % of 600 after

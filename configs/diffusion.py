@@ -5,8 +5,27 @@
     python -m vision_lang.main --config=configs/diffusion.py:data=fashion_mnist,condition=label \
         --config.data.path=DIR_WITH_IDX_FILES
 
+    python -m vision_lang.main --config=configs/diffusion.py:autoencoder=small \
+        --config.init.autoencoder=RUN --config.data.cache_latents=true
+
 Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.data.name), condition
-(text | label), size (rows of models.unet.UNETS, .text_encoder.TEXT_ENCODERS, .sketch.SKETCHES).
+(text | label), size (rows of models.unet.UNETS, .text_encoder.TEXT_ENCODERS, .sketch.SKETCHES,
+.autoencoder.AUTOENCODERS), and in place of the size's own: text (also a row of
+models.t5_encoder.T5_ENCODERS) and autoencoder, whose latents are then diffused.
+
+The last of these trains on an autoencoder's latents, which a run of configs/autoencoder.py or of
+vision_lang.convert has learned: config.model.autoencoder.scaling should be one over their
+deviation, which the autoencoder's run measures, and the first start says.
+
+Another run's networks are fine-tuned by config.init and config.optimizer: a group may learn slower,
+what is frozen does not learn. The text encoder of RUN, whose words are in RUN/tokenizer.json, and
+at a tenth of their rate the blocks of its U-Net:
+
+    python -m vision_lang.main --config=configs/diffusion.py --config.init.text_encoder=RUN \
+        --config.init.unet=RUN --config.init.sketch=RUN \
+        --config.data.tokenizer=RUN/tokenizer.json \
+        --config.optimizer.frozen="('text_encoder/.*',)" \
+        --config.optimizer.groups.blocks.learning_rate_scale=0.35
 
 The target: 95 % of one- and two-object prompts right after ten minutes on two CPU cores; README.md
 says what is reached. What was tried, in throw-away runs that guided the search and
@@ -124,7 +143,8 @@ from vision_lang.errors import choose
 from vision_lang.evaluators.generation import Generation
 from vision_lang.models.autoencoder import AUTOENCODERS
 from vision_lang.models.sketch import SKETCHES
-from vision_lang.models.text_encoder import TEXT_ENCODERS
+from vision_lang.models.t5_encoder import EMBEDDING_STD, T5_ENCODERS, T5Spec
+from vision_lang.models.text_encoder import TEXT_ENCODERS, TextSpec
 from vision_lang.models.unet import UNETS
 
 # size -> (U-Net, text encoder, sketch, autoencoder, patch)
@@ -134,7 +154,9 @@ SIZES = {
     "sd15": ("sd15", "clip_l14", "none", "sd", 1),
     "sd21": ("sd21", "openclip_h14", "none", "sd", 1),
 }
+TEXTS: dict[str, TextSpec | T5Spec] = {**TEXT_ENCODERS, **T5_ENCODERS}
 SD_SCALING = 0.18215  # of Stable Diffusion's latents
+T5_ROWS = 32_128  # of the published token tables: more than the tokenizer's 32,100 tokens
 PROMPTS = (
     "two objects: a red circle above a blue square",
     "one large green cross on a white background",
@@ -149,7 +171,9 @@ PROMPTS = (
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
-    given = common.parse_arg(arg, tiny=False, data="shapes", condition="text", size="small")
+    given = common.parse_arg(
+        arg, tiny=False, data="shapes", condition="text", size="small", text="", autoencoder=""
+    )
     config = common.base(given.data)
     config.task = "diffusion"
     config.condition = given.condition  # "text" | "label"
@@ -164,17 +188,27 @@ def get_config(arg: str = "") -> ConfigDict:
 
     size = "tiny" if given.tiny else given.size
     unet, text, sketch, autoencoder, patch = choose(SIZES, size, "size")
+    text, autoencoder = given.text or text, given.autoencoder or autoencoder
+    latents = choose(AUTOENCODERS, autoencoder, "autoencoder")
+    if latents.widths:
+        patch = 1
     model = config.model = ConfigDict()
     model.unet = ConfigDict(dataclasses.asdict(UNETS[unet]))
-    model.text = ConfigDict(dataclasses.asdict(TEXT_ENCODERS[text]))
-    if given.condition == "label":
-        sketch = "none"  # it reads texts
+    # CLIP's text tower, or T5's encoder. config.init.text_encoder=RUN has its weights.
+    model.text = ConfigDict(dataclasses.asdict(choose(TEXTS, text, "text")))
+    if text in T5_ENCODERS:
+        # rows of the token table; 0: the tokenizer's tokens
+        model.text.vocab_size = 0 if text == "t5_tiny" else T5_ROWS
+    if given.condition == "label" or latents.widths:
+        sketch = "none"  # it reads texts, and is of pixels
     model.sketch = ConfigDict(dataclasses.asdict(SKETCHES[sketch]))
     # widths=() are pixels; otherwise its latents are diffused. config.init.autoencoder=RUN has its
     # weights, which config.optimizer.frozen must name: nothing is learned there.
-    model.autoencoder = ConfigDict(dataclasses.asdict(AUTOENCODERS[autoencoder]))
+    model.autoencoder = ConfigDict(dataclasses.asdict(latents))
     model.autoencoder.scaling = SD_SCALING if autoencoder == "sd" else 1.0
     model.autoencoder.shift = 0.0
+    # Encode each picture once, before the first step, and keep its latents under data.dir.
+    config.data.cache_latents = False
     model.patch = patch  # pixels of a side that become channels: 2 makes 32x32x3 16x16x12
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
     model.remat = False  # recompute activations in the backward pass: less memory, more time
@@ -207,26 +241,29 @@ def get_config(arg: str = "") -> ConfigDict:
     sampling.spacing = "uniform"  # a row of diffusion.spacing.SPACINGS
     sampling.shift = 3.0  # > 1: more steps at high noise
     # x0 to [-1, 1]: "static" | "none" | "dynamic"; latents have no such bounds
-    sampling.clip = "static" if autoencoder == "none" else "none"
+    sampling.clip = "none" if latents.widths else "static"
     # new noise of sampler=ddim: 0 none, 1 ancestral (ddpm), above: early mistakes are forgotten
     # (and the likelier pictures favoured, which only the oracle of the built-in world rewards)
     sampling.eta = 3.0 if presets.is_shapes(given.data) else 1.0
+    # the last step ends at the clean image, "zero", or at training's least noise, "sigma_min"
+    sampling.final_sigma = "zero"  # a row of diffusion.spacing.FINAL_SIGMAS
 
     optimizer = config.optimizer = common.optimizer(learning_rate=2.5e-3)
     blocks = r"unet/.*(resnets|attentions)_\d+/.*kernel|sketch/layers_\d+/.*kernel"
-    texts = r"text_encoder/layers_\d+/.*kernel"
-    words = r"text_encoder/token_embedding/embedding"
+    texts = r"text_encoder/(layers|block)_\d+/.*kernel"
+    words = r"text_encoder/(token_embedding|shared)/embedding"
+    deviation = EMBEDDING_STD if text in T5_ENCODERS else model.text.embedding_std
     optimizer.groups = ConfigDict(
         {  # each parameter's path must match exactly one pattern; rule: of training.optimizer.RULES
             "blocks": common.muon(blocks, learning_rate_scale=3.5),
             "texts": common.muon(texts, learning_rate_scale=1.5),
             # A step touches few rows of the table, and its rows are large.
-            "words": common.adamw(words, learning_rate_scale=24 * model.text.embedding_std),
+            "words": common.adamw(words, learning_rate_scale=24 * deviation),
             "matrices": common.adamw(f"(?!{blocks}|{texts}).*/kernel", weight_decay=0.01),
             "others": common.adamw(f"(?!{words}).*/(bias|scale|embedding)"),
         }
     )
-    if autoencoder != "none":
+    if latents.widths:
         optimizer.frozen = ("autoencoder/.*",)
     config.ema = ConfigDict({"ema": {"decay": 0.995}})
     # "RUN[@step][:ema|raw]" each

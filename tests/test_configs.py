@@ -23,7 +23,8 @@ FILES = sorted(
 VARIANTS = {
     "diffusion": (
         "", "tiny", "tiny,condition=label", "data=folder", "data=fashion_mnist,condition=label",
-        "size=sd15", "size=sd21", "data=coco_captions,size=sd15",
+        "size=sd15", "size=sd21", "data=coco_captions,size=sd15", "autoencoder=small",
+        "text=t5_v1_1_small", "size=sd15,text=t5_v1_1_xxl",
     ),
     "recognition": ("", "tiny", "data=folder", "data=fashion_mnist,size=5", "size=16"),
     "verification": ("", "tiny", "data=folder,margin=cosface"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -12,11 +13,13 @@ import signal
 import time
 
 import pytest
+from etils import epath
 
 from tests import commands
 from tests.data.conftest import encode, plain, write_folder
 from vision_lang import evaluate, main
 from vision_lang.data import tokenizer
+from vision_lang.runs import config as config_lib
 from vision_lang.runs import folder as folder_lib
 from vision_lang.runs import manifest, writer
 from vision_lang.runs.checkpoint import restore_part
@@ -435,3 +438,23 @@ def test_a_full_disk_at_a_save_keeps_what_was_saved(copy):
     assert "last good checkpoint is step 10" in sentence
     assert steps(copy) == [10]
     assert restore_part(copy / "checkpoints", ["params"])[0] == 10
+
+
+@pytest.mark.parametrize("changes", [{}, {"widths": (8, 16), "groups": 4}])
+def test_the_last_line_of_an_autoencoder_is_a_run_on_its_latents(command, monkeypatch, changes):
+    """Of its sizes, with the scaling that it measured, frozen, each picture encoded once."""
+    config = config_lib.load(
+        f"{commands.ROOT}/configs/autoencoder.py"
+    ).copy_and_resolve_references()
+    with config.unlocked():
+        config.model.autoencoder.update(changes)
+    run = folder_lib.RunFolder(epath.Path("runs/ae"))
+    line = main._on_latents(config, run, {"train/latent_std": 2.0})
+    found = []
+    monkeypatch.setattr(main, "_run", lambda: found.append(main.FLAGS.config))
+    assert command(main.main, *shlex.split(line)).code == 0
+    (made,) = found
+    assert made.init.autoencoder == "runs/ae" and made.data.cache_latents
+    latents = setup.make_task(made, tokenizer.train(["a"], 300), 0).latents
+    assert (latents.kept, latents.scaling) == (True, 0.5)
+    assert dataclasses.asdict(latents.net.spec) == dict(config.model.autoencoder)

@@ -192,7 +192,9 @@ def test_the_layer_that_nobody_names():
     def chosen(names, spatial=False, layer=""):
         task = SimpleNamespace(
             batch_spec=lambda: {"image": jax.ShapeDtypeStruct((2, 2, 3), np.uint8)},
-            layers=lambda variables, images: dict.fromkeys(names, images),
+            layers=lambda variables, images: {
+                name: images[:, 0, 0] if name in ("fc7", "pooled") else images for name in names
+            },
         )
         loaded = SimpleNamespace(
             task=task, variables={}, config=SimpleNamespace(task="recognition")
@@ -202,5 +204,7 @@ def test_the_layer_that_nobody_names():
     assert chosen(["pool5", "fc7", "logits"]) == "fc7"
     assert chosen(["pool5", "logits", "embedding"]) == "embedding"
     assert chosen(["pool5", "logits", "embedding"], spatial=True) == "pool5"
+    assert chosen(["hidden_1", "pooled"]) == "pooled"
+    assert chosen(["hidden_1", "pooled"], spatial=True) == "hidden_1"
     with pytest.raises(InputError, match="'fc7'"):
         chosen(["pool5", "fc7"], layer="fc8")

@@ -3,6 +3,7 @@
     python -m vision_lang.convert --kind=vgg --path=vgg16.safetensors --run=runs/vgg16
     python -m vision_lang.convert --kind=diffusers --path=stable-diffusion --run=runs/sd
     python -m vision_lang.convert --kind=clip --path=clip-vit-base-patch32 --run=runs/clip
+    python -m vision_lang.convert --kind=inception_fid --path=inception.safetensors --run=runs/fid
 
 | kind                                     | what the run is good for                              |
 |------------------------------------------|-------------------------------------------------------|
@@ -10,12 +11,21 @@
 | diffusers: a folder with model_index.json| generate, extract --texts                             |
 | clip: a folder with its tokenizer        | recognize --descriptions, extract, search, to judge   |
 |                                          | what a diffusion run draws (--matcher, --features)    |
-| gpt2, clip_text, unet, autoencoder       | networks to begin with: --config.init.NAME=RUN        |
+| clip_vision                              | extract, search by picture, to judge (--features); to |
+|                                          | begin with: --config.init.vision_encoder=RUN          |
+| inception_fid                            | extract, to judge (--features): the distances are FID |
+|                                          | and KID if the weights are those of FID               |
+| gpt2, clip_text, t5_encoder, unet,       | networks to begin with: --config.init.NAME=RUN        |
+| autoencoder                              |                                                       |
 
 `evaluate` wants a run that knows its data: one that was trained, if only at a rate of 0. What was
 converted is fine-tuned as a new run, which begins with its weights:
 
     python -m vision_lang.main --config=RUN/config.json --config.data.path=DIR
+
+This holds for vgg, diffusers and clip. What FID is computed with is told from other weights by the
+sha256 of the file that torch-fidelity publishes, which vision_lang.pretrained.from_torch keeps and
+the run's config.model.source_sha256 repeats.
 """
 
 from __future__ import annotations
@@ -225,6 +235,8 @@ def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
             theirs, spacing, sampling.sampler, sampling.spacing,
         )  # fmt: skip
     sampling.update(steps=50, guidance=7.5, shift=1.0, clip="none", eta=0.0)
+    if theirs == "DDIMScheduler" and not scheduler.get("set_alpha_to_one", True):
+        sampling.final_sigma = "sigma_min"
 
 
 def _clip(path: epath.Path) -> Converted:
@@ -249,6 +261,7 @@ def _clip(path: epath.Path) -> Converted:
     del config.model.vision.resolution
     config.model.projection = net.projection
     config.data.resolution = net.vision.resolution
+    config.data.crop = "shortest_edge"
     config.data.text_length = net.max_length
     config.model.preprocessing = _preprocessing(folder, net.vision.resolution)
     config.optimizer.learning_rate = 1e-5  # they are trained already
@@ -285,6 +298,54 @@ def _preprocessing(folder: epath.Path, resolution: int) -> str:
     return NORMALISED[mean, std]
 
 
+def _clip_vision(path: epath.Path) -> Converted:
+    """A vision tower, also out of a whole CLIP; its projection where there is one."""
+    from vision_lang import pretrained
+    from vision_lang.tasks import clip
+
+    model, variables = pretrained.load("clip_vision", path)
+    net, folder = model.net, path if path.is_dir() else path.parent
+    vision = dataclasses.asdict(net.vision)
+    resolution = vision.pop("resolution")
+    fields = {
+        "network": "clip_vision",
+        "vision": vision,
+        "projection": net.projection,
+        "preprocessing": _preprocessing(folder, resolution),
+    }
+    config = _features(fields, resolution, "shortest_edge")
+    return Converted(config, clip.to_task(variables), "", [])
+
+
+def _inception(path: epath.Path) -> Converted:
+    from vision_lang import pretrained
+    from vision_lang.models.inception import PUBLISHED_SHA256, SIDE
+
+    model, variables = pretrained.load("inception_fid", path)
+    fields = {"network": "inception", "source_sha256": model.source_sha256}
+    if not model.is_fid:
+        logging.warning(
+            "'%s' does not say that it was converted from the weights of FID (sha256 %s..., found "
+            "'%s'): distances by this run are not called FID.",
+            path, PUBLISHED_SHA256, model.source_sha256,
+        )  # fmt: skip
+    renamed = {collection: {"inception": tree} for collection, tree in variables.items()}
+    return Converted(_features(fields, SIDE, "tensorflow1"), renamed, "", [])
+
+
+def _features(model: dict[str, Any], resolution: int, crop: str) -> ConfigDict:
+    """The config of a network that only gives features; nothing in it is about training.
+
+    crop: a row of data.augment.CROPS, or the name of the network's own way to resize.
+    """
+    from vision_lang.data import presets
+
+    data = presets.fields("folder") | {"resolution": resolution, "crop": crop}
+    return ConfigDict(
+        {"task": "features", "model": model, "data": data, "ema": {}, "parallel": "pmap"}
+    )
+
+
 def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Converted]:
     """Weights of one network, for config.init.<part> of other runs."""
 
@@ -307,8 +368,11 @@ KINDS: dict[str, Callable[[epath.Path], Converted]] = {
     "vgg": _vgg,
     "diffusers": _diffusers,
     "clip": _clip,
+    "clip_vision": _clip_vision,
+    "inception_fid": _inception,
     "gpt2": _alone("gpt2", "decoder"),
     "clip_text": _alone("clip_text", "text_encoder", "text_model"),
+    "t5_encoder": _alone("t5_encoder", "text_encoder"),
     "unet": _alone("unet", "unet"),
     "autoencoder": _alone("autoencoder", "autoencoder"),
 }

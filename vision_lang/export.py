@@ -98,11 +98,13 @@ def _autoencoder(config: ConfigDict) -> Any:
 
 
 def _text_encoder(config: ConfigDict) -> Any:
-    from vision_lang.pretrained import clip
+    from vision_lang.pretrained import clip, t5
     from vision_lang.pretrained.layout import under
 
-    if "text" in config.get("model", {}):
-        spec = config.model.text
+    spec = config.get("model", {}).get("text", {})
+    if "buckets" in spec or config.get("network") == "t5_encoder":
+        return t5.ROWS
+    if spec:
         slopes = tuple(spec.distance_slopes)
         _demand("model.text", causal=(spec.causal, True), distance_slopes=(slopes, ()))
     rows = under(clip.TEXT, "text_model", "")

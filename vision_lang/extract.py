@@ -7,7 +7,8 @@ An archive holds `features` [N, D], `names` [N], and what they can be compared b
 `network_hash`, `resize`. Names are the pictures' files, or the texts themselves, which stand one a
 line in the file. The layer is by default `embedding` where a run has one (that of a contrastive
 or clip run, in which pictures are near their texts, is what vision_lang.search wants); else the
-last but the logits, of a diffusion run's texts the `states` that its U-Net looks at.
+last but the logits, with --spatial the last of those that have places; of a diffusion run's texts
+the `states` that its U-Net looks at. FID's Inception gives its layer 2048.
 
 Spatial layers are averaged over the picture, unless --spatial asks for all of [N, h, w, D]; those
 of texts over the text's tokens, or else [N, L, D] with `mask` [N, L]. More than --shard_size

@@ -102,6 +102,11 @@ def _run() -> None:
             "--workdir=RUN."
         )
     file = _given("config").partition(":")[0]
+    if "optimizer" not in config:  # vision_lang.convert made it
+        raise InputError(
+            f"'{file or FLAGS.workdir}' is of a published network alone, which is not trained as "
+            "it stands; other runs may begin with it, by --config.init.NAME=RUN."
+        )
     defaults = config_lib.load(file) if file else _stored(FLAGS.workdir)
     config_lib.check_types(config, defaults)
     config_lib.check_ranges(config)
@@ -193,24 +198,25 @@ def _report(run, config: ConfigDict, results: dict[str, float]) -> None:
 
 def _on_latents(config: ConfigDict, run, results: dict[str, float]) -> str:
     """The flags that train a diffusion model of an autoencoder's latents on the same data."""
-    from vision_lang.data import presets
-    from vision_lang.models.autoencoder import AutoencoderSpec
+    import dataclasses
 
-    shapes, sizes = presets.is_shapes(config.data.name), config.model.autoencoder
-    fields = {
-        f"model.autoencoder.{name}": value
-        for name, value in sizes.items()
-        if value != getattr(AutoencoderSpec(()), name)
-    }
+    from vision_lang.data import augment, presets
+    from vision_lang.models.autoencoder import AUTOENCODERS
+
+    sizes = dict(config.model.autoencoder)
+    known = {name: dataclasses.asdict(spec) for name, spec in AUTOENCODERS.items()}
+    size = next((name for name, spec in known.items() if spec == sizes), "small")
+    other = {name: value for name, value in sizes.items() if value != known[size][name]}
+    fields: dict[str, object] = {f"model.autoencoder.{name}": x for name, x in other.items()}
     fields |= {"data.path": config.data.path} if config.data.path else {}
     scaling = 1 / results.get("train/latent_std", 1.0)  # of the evaluator `reconstruction`
     fields["model.autoencoder.scaling"] = f"{scaling:.4g}"
-    fields |= {"model.patch": 1, "model.sketch.layers": 0, "sampling.clip": "none"}
-    fields["optimizer.frozen"] = ("autoencoder/.*",)
     fields["init.autoencoder"] = run.root
+    if not augment.CROPS[config.data.crop].random:  # each epoch has the same pictures
+        fields["data.cache_latents"] = "true"
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
-    file = "configs/diffusion.py" + ("" if shapes else f":data={config.data.name}")
-    return shlex.join([f"--config={file}", *flags])
+    data = "" if presets.is_shapes(config.data.name) else f",data={config.data.name}"
+    return shlex.join([f"--config=configs/diffusion.py:autoencoder={size}{data}", *flags])
 
 
 def _example(config: ConfigDict, run) -> str:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vision_lang.data import pictures, texts
 from vision_lang.errors import InputError, choose
 from vision_lang.evaluators import features
+from vision_lang.metrics.frechet import INCEPTION
 from vision_lang.models.text_encoder import mean_of_tokens
 from vision_lang.over_inputs import Reader, Rows
 from vision_lang.tasks import MATCHING
@@ -40,12 +41,14 @@ class Kind(NamedTuple):
 
 KINDS = {
     "pictures": Kind(
-        lambda loaded: pictures.Reader(loaded.config.data),
-        ("vgg", "clip"),
+        lambda loaded: pictures.Reader(
+            loaded.config.data, features.fitter(loaded.task, loaded.config.data)
+        ),
+        ("vgg", "clip", "inception"),
         features.network,
         lambda config: config.task not in ("diffusion", "autoencoder"),
         lambda task, variables, batch: task.layers(variables, batch["image"]),
-        lambda config: f"{config.data.crop} to {config.data.resolution} px",
+        lambda config: features.resizing(config.data),
     ),
     "texts": Kind(
         lambda loaded: texts.Reader(loaded.tokenizer, loaded.config.data),
@@ -70,6 +73,8 @@ def kind_of(network: str) -> tuple[str, str]:
     Raises:
       InputError: no run of ours made them.
     """
+    if network == INCEPTION:
+        return "pictures", "2048"
     prefix, _, layer = network.partition("_")
     for name, kind in KINDS.items():
         if prefix.startswith(kind.prefixes) and layer:
@@ -83,8 +88,8 @@ def layer_of(loaded: Loaded, what: str, layer: str, spatial: bool) -> str:
     Args:
       loaded: the run.
       what: a row of `KINDS`.
-      layer: its name, or '': `embedding` where there is one, but not if it is to be spatial; else
-        the last but the logits.
+      layer: its name, or '': `embedding` where there is one, else the last but the logits; of those
+        that have places, if it is to be spatial.
 
     Raises:
       InputError: there is no such layer, or the run takes no such thing.
@@ -103,7 +108,8 @@ def layer_of(loaded: Loaded, what: str, layer: str, spatial: bool) -> str:
         return layer
     if "embedding" in shapes and not spatial:
         return "embedding"
-    return [name for name in shapes if name not in ("logits", "embedding")][-1]
+    known = [name for name in shapes if name not in ("logits", "embedding")]
+    return [name for name in known if shapes[name].ndim > 2 or not spatial][-1]
 
 
 def rows(loaded: Loaded, what: str, layer: str, spatial: bool) -> Rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vision_lang.data import augment
 from vision_lang.errors import InputError
@@ -22,6 +23,19 @@ def test_resize_takes_the_centred_square() -> None:
     expected = 50 + 2 * np.arange(50) + 0.5
     assert np.abs(out[25, 2:-2, 0] - expected[2:-2]).max() <= 1
     assert np.abs(out[2:-2, 25, 1] - (expected[2:-2] - 50)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(50, 20), (20, 33), (45, 31), (9, 7), (8, 8)])
+def test_shortest_edge_resizes_the_whole_and_then_cuts_whole_pixels(size) -> None:
+    """11 px of the shorter side; of the longer one 27, 18, 15, 14 or 11, an even rest or an odd."""
+    width, height = size
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    longer = {50: 27, 33: 18, 45: 15, 9: 14, 8: 11}[max(size)]
+    resized = (longer, 11) if width >= height else (11, longer)
+    whole = np.asarray(Image.fromarray(image).resize(resized, Image.Resampling.BICUBIC))
+    left, top = ((side - 11) // 2 for side in resized)
+    found = augment.fit(image, 11, crop="shortest_edge")
+    np.testing.assert_array_equal(found, whole[top : top + 11, left : left + 11])
 
 
 def test_shrinking_is_antialiased() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers as hf_tokenizers
 
 from vision_lang.data import tokenizer
 from vision_lang.errors import InputError
@@ -165,3 +166,30 @@ def test_impossible_training_is_refused() -> None:
         tokenizer.train(CAPTIONS, 258)
     with pytest.raises(InputError, match="data.text_key"):
         tokenizer.train(["", "  "], 300)
+
+
+def unigram() -> tokenizer.Tokenizer:
+    """Of T5's kind: pieces by their probability, no token that begins a text."""
+    hf = hf_tokenizers.Tokenizer(hf_tokenizers.models.Unigram())
+    hf.pre_tokenizer = hf_tokenizers.pre_tokenizers.Metaspace()
+    hf.decoder = hf_tokenizers.decoders.Metaspace()
+    trainer = hf_tokenizers.trainers.UnigramTrainer(
+        vocab_size=40, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>",
+        show_progress=False,
+    )  # fmt: skip
+    hf.train_from_iterator([*CAPTIONS, "below a ring"], trainer)
+    return tokenizer.Tokenizer(hf.to_str())
+
+
+def test_t5_s_tokens_begin_with_the_first_word() -> None:
+    words = unigram()
+    assert words.specials == (None, 1, 0)
+    ids, mask = words.encode("a red circle", 24)
+    used = int(mask.sum())
+    assert ids[used - 1] == 1 and (ids[used:] == 0).all() and ids[: used - 1].min() > 1
+    assert words.decode(ids) == "a red circle"
+    assert words.encode("", 4)[0].tolist() == [1, 0, 0, 0]
+    assert words.encode("a red circle", used, strict=True)[1].all()  # room for all, and the end
+    assert words.count_truncated(["a red circle"], used) == 0
+    assert words.count_truncated(["a red circle"], used - 1) == 1
+    assert words.encode("a red circle", used - 1)[0].tolist() == [*ids[: used - 2], 1]

@@ -92,3 +92,21 @@ def test_impossible_spacings_are_refused():
         spacing.leading()(schedule, 10, 0.5)
     with pytest.raises(InputError, match="Use fewer steps"):
         spacing.levels(schedule, spacing.trailing(10)(schedule, 20))
+
+
+def test_the_last_step_may_end_at_the_least_noise_of_training():
+    """Of Stable Diffusion's table: that of step 0, beta_start. All other levels stay."""
+    schedule = make_schedule("scaled_linear")
+    t = spacing.make_spacing("leading_1")(schedule, 50)
+    clean, noisy = (
+        spacing.levels(schedule, t, np.float64, final_sigma=name) for name in spacing.FINAL_SIGMAS
+    )
+    np.testing.assert_allclose([x[-1] for x in noisy], [0.001, (1 - 0.00085) ** 0.5, 0.00085**0.5])
+    np.testing.assert_array_equal([x[-1] for x in clean], [0.0, 1.0, 0.0])
+    for one, other in zip(clean, noisy, strict=True):
+        np.testing.assert_array_equal(one[:-1], other[:-1])
+    edm = make_schedule("edm")
+    levels = spacing.levels(edm, spacing.uniform(edm, 5), np.float64, final_sigma="sigma_min")
+    np.testing.assert_allclose(levels.sigma[-1], 0.002)
+    with pytest.raises(InputError, match="another spacing"):  # which is there already
+        spacing.levels(schedule, spacing.trailing()(schedule, 1000), final_sigma="sigma_min")

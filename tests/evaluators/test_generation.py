@@ -19,6 +19,7 @@ from vision_lang.evaluators import drawing, features, make_evaluators
 from vision_lang.evaluators.context import Context
 from vision_lang.evaluators.generation import Generation
 from vision_lang.metrics import caption
+from vision_lang.models.inception import PUBLISHED_SHA256
 from vision_lang.models.vgg import VGGS
 from vision_lang.tasks.captioning import Decoding
 from vision_lang.tasks.diffusion import Sampling
@@ -168,6 +169,29 @@ def test_a_clip_runs_match_is_the_clip_score(measure, prepared):
     runs = {"m": judge("clip")}
     found = numbers_of(measure(lambda place: order[place]["image"], runs, matcher="m")[0])
     assert found["clip_score"] == found["clip_score_real"] == 100 and "match" not in found
+
+
+@pytest.mark.parametrize(("sha256", "names"), [
+    (PUBLISHED_SHA256 + "0" * 56, ("fid", "kid")), ("", ("fd_inception_2048", "kd_inception_2048"))
+])  # fmt: skip
+def test_by_fids_own_weights_it_is_fid_of_pictures_as_they_are(measure, prepared, sha256, names):
+    loaded = judge("features", side=299)
+    loaded.config.model = ConfigDict({"network": "inception", "source_sha256": sha256})
+    loaded.config.data.crop = "tensorflow1"  # no policy of ours
+    order, seen = prepared[1].open("test"), []
+
+    def fit(picture):
+        seen.append(picture.shape)
+        return picture.astype(np.float32)
+
+    loaded.task.fit = fit
+    loaded.task.layers = lambda variables, images: {"2048": images[:, 0, :4].reshape(-1, 12) / 255}
+    found = numbers_of(
+        measure(lambda place: order[place]["image"], {"i": loaded}, features="i", layer="")[0]
+    )
+    assert found[names[0]] < 1e-6 and -1 < found[names[1]] < 0
+    assert [name for name in found if name[:2] in ("fi", "ki", "fd", "kd")] == list(names)
+    assert set(seen) == {(SIDE, SIDE, 3)}
 
 
 def test_other_pictures_are_not(measure, prepared):

@@ -67,6 +67,7 @@ def test_resizing_bytes_and_floats_is_that_of_numpy(size):
     assert resized.dtype == jnp.float32
     np.testing.assert_allclose(resized, expected, rtol=0, atol=1e-3)  # places are float32
     np.testing.assert_array_equal(resize(images.astype(np.float32), side), resized)
+    np.testing.assert_array_equal(resize(jnp.asarray(images), side), resized)  # not by NumPy
     if size == (side, side):
         np.testing.assert_array_equal(resized, images)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vision_lang.data import tokenizer
 from vision_lang.models.t5_encoder import T5_ENCODERS, T5Encoder, T5Spec, bucket_starts
 
 torch = pytest.importorskip("torch")
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.parity
 
 # name -> (sizes, vocabulary; above 4096 tokens the look-up is another, text length)
 CASES = {
-    "tiny": (T5_ENCODERS["tiny"], 50, 9),
+    "tiny": (T5_ENCODERS["t5_tiny"], 50, 9),
     "relu": (T5Spec(32, layers=3, heads=4, hidden=48, key_size=8, feed_forward="relu"), 50, 20),
     "long": (T5Spec(24, layers=2, heads=3, hidden=40, key_size=16), 50, 200),
     "other buckets, large vocabulary": (
@@ -110,3 +111,16 @@ def test_the_published_sizes_have_all_names_and_shapes(name):
     with torch.device("meta"):
         ours, theirs = pair(T5_ENCODERS[name], 32128)
     our_parameters(theirs, ours)
+
+
+def test_tokens_are_those_of_transformers():
+    """Of a text's words, its end and its padding; no token begins it."""
+    pieces = "<pad> </s> <unk> \u2581 \u2581a \u2581red b ed r \u2581b ar".split()
+    theirs = transformers.T5Tokenizer(vocab=[(piece, -float(n)) for n, piece in enumerate(pieces)])
+    ours = tokenizer.Tokenizer(theirs.backend_tokenizer.to_str())
+    texts = ["a red bar", "", " a  bed x", "red" * 9]
+    expected = theirs(texts, padding="max_length", max_length=12, truncation=True)
+    ids, mask = ours.encode_batch(texts, 12)
+    np.testing.assert_array_equal(ids, expected["input_ids"])
+    np.testing.assert_array_equal(mask, expected["attention_mask"])
+    assert ours.vocab_size == len(theirs)

@@ -104,6 +104,17 @@ def test_a_network_alone_begins_other_runs(command, tmp_path):
     assert "--config.init.decoder=RUN" in refused.sentence
 
 
+def test_the_last_step_ends_where_the_scheduler_says(command, tmp_path):
+    folder, run = tmp_path / "sd", tmp_path / "run"
+    shutil.copytree(REFERENCES / "pipeline", folder)
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(file.read_text())
+    assert scheduler["_class_name"] == "DDIMScheduler"
+    file.write_text(json.dumps(scheduler | {"set_alpha_to_one": False}))
+    command(convert.main, "--kind=diffusers", f"--path={folder}", f"--run={run}")
+    assert setup.load(str(run)).config.sampling.final_sigma == "sigma_min"
+
+
 def test_what_does_not_fit_together_is_refused(command, tmp_path):
     def sentence(*arguments):
         return command(convert.main, *arguments).sentence

@@ -75,6 +75,7 @@ def test_features_of_both_towers_are_compared(run, command):
         cosines = pictures["features"] @ texts["features"].T
         np.testing.assert_allclose(np.exp(1.5) * cosines, LOGITS, rtol=1e-4, atol=1e-5)
         assert str(pictures["network"]) == "clip_embedding"
+        assert str(pictures["resize"]) == "shortest_edge to 24 px"  # tests/parity: as the library
     found = command(search.main, f"--run={run}", "--features=i.npz", f"--query={PROMPTS[1]}").out
     best = json.loads(found.splitlines()[0])
     assert best["name"] == f"{cosines[:, 1].argmax()}.png"

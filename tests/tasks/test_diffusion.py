@@ -17,7 +17,7 @@ from vision_lang.data import presets
 from vision_lang.diffusion import guidance, schedules
 from vision_lang.errors import InputError
 from vision_lang.models.sketch import Sketch, SketchSpec
-from vision_lang.tasks import diffusion, diffusion_config
+from vision_lang.tasks import diffusion, diffusion_config, preprocessing
 from vision_lang.tasks.conditioning import Condition
 from vision_lang.training import parallel
 
@@ -209,6 +209,7 @@ def test_labels_change_what_the_network_says():
         ("sampling__sampler", "dpmpp2m", "dpmpp_2m"),
         ("sampling__spacing", "unifrom", "'uniform'"),
         ("sampling__clip", "sttic", "'static'"),
+        ("sampling__final_sigma", "sigma_mni", "'sigma_min'"),
         ("diffusion__prediction", "epsilon", "zero signal"),  # with the flow schedule
         ("model__patch", 3, "no multiple of model.patch=3"),
         ("model__sketch__cells", 3, "no multiple of model.sketch.cells=3"),
@@ -318,7 +319,7 @@ def test_fixed_times_cover_the_range_evenly():
 
 def test_pictures_survive_the_way_to_the_model_and_back():
     every = np.arange(256, dtype=np.uint8)
-    there = diffusion.to_model(jnp.asarray(every))
+    there = preprocessing.symmetric(jnp.asarray(every))
     assert float(there[0]) == -1 and float(there[-1]) == 1
     np.testing.assert_array_equal(diffusion.to_uint8(there), every)
     np.testing.assert_array_equal(diffusion.to_uint8(jnp.array([-2.0, 3.0])), [0, 255])

@@ -6,7 +6,7 @@
   augment.py    any picture -> a square of the wanted size
   images.py     encoded bytes -> RGB array
   tokenizer.py  captions <-> token ids
-  builders/     TFDS builders: the shapes world, any folder of pictures, MNIST's IDX files
+  builders/     TFDS builders: the shapes world, any folder of pictures, MNIST's IDX files; latents
 
 Knows no model. Needs no TensorFlow.
 """

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from vision_lang.errors import choose
@@ -66,16 +67,31 @@ def pad(image: Image.Image, resolution: int, fill: Sequence[int]) -> Image.Image
     return canvas
 
 
+def shortest_edge(image: Image.Image, resolution: int, fill: Sequence[int]) -> Image.Image:
+    """Resizes the shorter side to R and the longer by as much, rounded down, then cuts the centre
+    out, pixel by pixel: what CLIP's pictures went through (transformers' CLIPImageProcessor).
+
+    `centre_box` resamples once, from where the centre lies exactly: up to half a pixel elsewhere.
+    """
+    del fill
+    width, height = (resolution * side // min(image.size) for side in image.size)
+    left, top = (width - resolution) // 2, (height - resolution) // 2
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return resized.crop((left, top, left + resolution, top + resolution))
+
+
 @dataclasses.dataclass(frozen=True)
 class Crop:
     """How a picture becomes square.
 
-    box: (width, height, rng or None in evaluation) -> the part to keep; None: the policy pads.
+    box: (width, height, rng or None in evaluation) -> the part to keep, which is resampled.
+    whole: instead, (picture, R, background) -> the square.
     filter: PIL's resampling filter; all of PIL's filters are antialiased when shrinking.
     random: training draws the box, so that a picture of the right size is not left as it is.
     """
 
-    box: Callable[[int, int, np.random.Generator | None], Box] | None
+    box: Callable[[int, int, np.random.Generator | None], Box] | None = None
+    whole: Callable[[Image.Image, int, Sequence[int]], Image.Image] = pad
     filter: Image.Resampling = Image.Resampling.BICUBIC
     random: bool = False
 
@@ -87,14 +103,29 @@ def _resized_crop(width: int, height: int, rng: np.random.Generator | None) -> B
 
 CROPS: dict[str, Crop] = {
     "resize": Crop(lambda width, height, rng: centre_box(width, height)),
-    "pad": Crop(None),
-    "random_resized_crop": Crop(_resized_crop, Image.Resampling.BILINEAR, random=True),
+    "pad": Crop(whole=pad),
+    "shortest_edge": Crop(whole=shortest_edge),
+    "random_resized_crop": Crop(_resized_crop, filter=Image.Resampling.BILINEAR, random=True),
 }
+
+
+Fit = Callable[[np.ndarray], np.ndarray]  # uint8 [H, W, 3] -> [R, R, 3]
+
+
+def fitter(data: ConfigDict) -> Fit:
+    """Returns how a run with this `config.data` sees a picture in evaluation; see `fit`."""
+    background = tuple(data.background)
+    return lambda image: fit(image, data.resolution, crop=data.crop, background=background)
 
 
 def draws(crop: str, flip: bool) -> bool:
     """Whether `fit` needs a generator in training."""
     return flip or choose(CROPS, crop, "crop policy (data.crop)").random
+
+
+def mirrors(flip: bool, rng: np.random.Generator | None) -> bool:
+    """Whether an example is mirrored: the first thing that is drawn of a picture."""
+    return flip and rng is not None and bool(rng.random() < 0.5)
 
 
 def fit(
@@ -120,11 +151,11 @@ def fit(
       uint8 [R, R, 3]; the input itself where nothing is to be done.
     """
     policy = choose(CROPS, crop, "crop policy (data.crop)")
-    mirror = flip and rng is not None and rng.random() < 0.5
+    mirror = mirrors(flip, rng)
     if image.shape[:2] != (resolution, resolution) or (policy.random and rng is not None):
         picture = Image.fromarray(image)
         if policy.box is None:
-            picture = pad(picture, resolution, background)
+            picture = policy.whole(picture, resolution, background)
         else:
             box = policy.box(picture.width, picture.height, rng)
             picture = picture.resize((resolution, resolution), policy.filter, box=box)

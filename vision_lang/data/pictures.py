@@ -1,6 +1,7 @@
 """Pictures named on a command line: files, folders, patterns -> batches of arrays.
 
-A batch is {"image": uint8 [B, R, R, 3], "number": uint32 [B]}, always of the same size; rows that
+A batch is {"image": uint8 [B, R, R, 3], "number": uint32 [B]}, its pictures float32 where a network
+resizes them in its own way, always of the same size; rows that
 nobody asked for are black padding. The number is a checksum of the pixels: what is drawn by it does
 not depend on which other pictures are there. One that cannot be read is named, the rest goes on.
 """
@@ -50,15 +51,18 @@ class Reader:
     """Reads pictures as a run reads those of its data set in evaluation.
 
     data: the run's `config.data`.
+    fit: picture uint8 [H, W, 3] -> [R, R, 3], where its network has a way of its own; None: the
+      data's.
     bad: name -> why it could not be read, filled while reading.
     """
 
     data: ConfigDict
+    fit: augment.Fit | None = None
     bad: dict[str, str] = field(default_factory=dict)
     what = "pictures"
 
     def read(self, name: str) -> np.ndarray:
-        """One picture, uint8 [R, R, 3], turned as its EXIF data say.
+        """One picture, [R, R, 3], turned as its EXIF data say.
 
         Raises:
           BadImage: it cannot be read.
@@ -67,11 +71,8 @@ class Reader:
             encoded = epath.Path(name).read_bytes()
         except OSError as error:
             raise images.BadImage(error.strerror or str(error)) from error
-        background = tuple(self.data.background)
-        picture = images.decode(images.normalise(encoded), background)
-        return augment.fit(
-            picture, self.data.resolution, crop=self.data.crop, background=background
-        )
+        picture = images.decode(images.normalise(encoded), tuple(self.data.background))
+        return (self.fit or augment.fitter(self.data))(picture)
 
     def batches(
         self, names: Sequence[str], size: int

@@ -1,6 +1,7 @@
 """A split -> batches of arrays. B global batch, L text length, R resolution.
 
   image uint8 [B, R, R, 3]    tokens int32 [B, L]    text_mask bool [B, L]    label int32 [B]
+  latent_mean, latent_logvar float32 [B, S, S, C], in place of image where the source has latents
   labels float32 [B, C], where several are wanted: 1 for each class that the example has, else 0
   weight float32 [B]: 0 for a broken record or a padding row, else 1
   index int32 [B]: in training the position in the global batch, in evaluation in the split
@@ -98,9 +99,15 @@ class _MakeBatch:
     def _blank(self, size: int) -> dict[str, Any]:
         """Rows without content: black, the empty text, no label."""
         ids, mask = self._encode("")
-        labels = {"labels": np.zeros((size, self.classes), np.float32)} if self.multi_label else {}
-        return labels | {
-            "image": np.zeros((size, self.resolution, self.resolution, 3), np.uint8),
+        seen: dict[str, Any] = {
+            "image": np.zeros((size, self.resolution, self.resolution, 3), np.uint8)
+        }
+        if self.source.latents:
+            shape = (size, *self.source.latents[2:])
+            seen = {name: np.zeros(shape, np.float32) for name in ("latent_mean", "latent_logvar")}
+        if self.multi_label:
+            seen["labels"] = np.zeros((size, self.classes), np.float32)
+        return seen | {
             "tokens": np.tile(ids, (size, 1)),
             "text_mask": np.tile(mask, (size, 1)),
             "label": np.full(size, -1, np.int32),
@@ -122,10 +129,14 @@ class _MakeBatch:
                 )
             chosen = 0 if rng is None else int(rng.integers(len(texts)))
             batch["tokens"][k], batch["text_mask"][k] = self.encode(texts[chosen])
-        batch["image"][k] = augment.fit(
-            example["image"], self.resolution, crop=self.crop, flip=self.flip,
-            background=self.background, rng=rng,
-        )  # fmt: skip
+        if self.source.latents:
+            view = int(augment.mirrors(self.flip, rng))
+            batch["latent_mean"][k], batch["latent_logvar"][k] = example["latents"][view]
+        else:
+            batch["image"][k] = augment.fit(
+                example["image"], self.resolution, crop=self.crop, flip=self.flip,
+                background=self.background, rng=rng,
+            )  # fmt: skip
         batch["label"][k] = label = example["label"]
         labels = example["labels"] if self.multi_label else (label,)
         if self.classes and not all(0 <= known < self.classes for known in labels):

@@ -88,6 +88,9 @@ class Source:
     `len(source)` examples; `source[i]` is a dict with image uint8 [H, W, 3] in its original size,
     texts (tuple of str, () where there is none), label (int, the first; -1 where there is none),
     labels (all of them, (-1,) where nothing is said of them), name.
+
+    latents: of which shape they are kept in place of pictures, (K, 2, S, S, C), see
+      builders/latents.py; `source[i]` then has latents, float32, not image. (): pictures are.
     """
 
     split: str
@@ -97,6 +100,7 @@ class Source:
     phrases: tuple[str, ...]  # per class, used where an example has no text of its own
     background: tuple[int, int, int]
     rows: np.ndarray | None = None  # the records that belong to the split, where not all do
+    latents: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records) if self.rows is None else len(self.rows)
@@ -105,17 +109,17 @@ class Source:
         """Raises BadRecord where the picture cannot be decoded."""
         fields = self._fields(int(index))
         name = self._name(fields, int(index))
-        encoded = fields[self.keys.image].bytes_list.value
-        if not encoded:
-            raise BadRecord(name, "the record holds no picture")
-        try:
-            image = images.decode(encoded[0], self.background)
-        except images.BadImage as error:
-            raise BadRecord(name, str(error)) from error
+        seen = self._latents(fields, name) if self.latents else self._image(fields, name)
         labels = self._labels(fields)
         label = labels[0] if labels else -1
         texts = self._texts(fields, label)
-        return {"image": image, "texts": texts, "label": label, "labels": labels, "name": name}
+        return seen | {"texts": texts, "label": label, "labels": labels, "name": name}
+
+    def said(self, index: int) -> dict[str, Any]:
+        """What stands beside the picture of example `index`: its own texts, labels, name."""
+        fields = self._fields(int(index))
+        name = self._name(fields, int(index))
+        return {"texts": self._texts(fields, -1), "labels": self._labels(fields), "name": name}
 
     def captions(self, limit: int | None = None) -> list[tuple[str, ...]]:
         """The texts of each example, without decoding a picture.
@@ -168,10 +172,25 @@ class Source:
         rows = np.asarray(rows, np.int64)
         return dataclasses.replace(self, rows=rows if self.rows is None else self.rows[rows])
 
-    def where(self, key: str, value: str) -> Source:
-        """Only the examples whose field `key` begins with `value`, a number or a text."""
-        fitting = [i for i, fields in self._scan(None) if _first(fields[key]) == value]
-        return self.only(np.asarray(fitting, np.int64))
+    def fitting(self, key: str, value: str) -> np.ndarray:
+        """Places of the examples whose field `key` begins with `value`, a number or a text."""
+        found = [i for i, fields in self._scan(None) if _first(fields[key]) == value]
+        return np.asarray(found, np.int64)
+
+    def _image(self, fields: Any, name: str) -> dict[str, np.ndarray]:
+        encoded = fields[self.keys.image].bytes_list.value
+        if not encoded:
+            raise BadRecord(name, "the record holds no picture")
+        try:
+            return {"image": images.decode(encoded[0], self.background)}
+        except images.BadImage as error:
+            raise BadRecord(name, str(error)) from error
+
+    def _latents(self, fields: Any, name: str) -> dict[str, np.ndarray]:
+        if fields["broken"].int64_list.value[0]:
+            raise BadRecord(name, "its picture could not be read when latents were made")
+        (kept,) = fields[self.keys.image].bytes_list.value
+        return {"latents": np.frombuffer(kept, "<f4").reshape(self.latents)}
 
     def _fields(self, index: int) -> Any:
         return _parse(self.records[index if self.rows is None else int(self.rows[index])])

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from tensorflow_datasets.core.decode import DeserializeMethod
 
 from vision_lang.data import presets
-from vision_lang.data.builders import copies
+from vision_lang.data.builders import copies, latents
 from vision_lang.data.builders.folder_index import split_of
 from vision_lang.data.reading import CACHE_BYTES, Keys, Records, Source
 from vision_lang.errors import InputError, choose
@@ -36,7 +36,8 @@ SHAPES_SIZES = (32, 64, 128)  # px, the builder configs of the shapes world
 class Prepared:
     """A data set that is ready to read.
 
-    fingerprint: changes when the data change; for `folder` and `idx` it is that of the source.
+    fingerprint: changes when the data change; for `folder` and `idx` it is that of the source. With
+      latents it has theirs behind a +.
     splits: name -> number of examples, whether they fit `data.where` or not.
     class_names: names by label, or None.
     """
@@ -54,6 +55,7 @@ class Prepared:
     _preset: presets.Preset
     _background: tuple[int, int, int]
     _where: tuple[str, str] | None
+    _latents: Any = None  # their TFDS builder
 
     def check(self, split: str) -> None:
         """Raises InputError where there is no such split; the message lists those there are."""
@@ -65,23 +67,56 @@ class Prepared:
         Raises:
           InputError: see `check`; or no example of the split fits `data.where`.
         """
+        source = self.whole(split)
+        return source if self._where is None else source.only(self._fitting(source))
+
+    def whole(self, split: str) -> Source:
+        """The same, whether examples fit `data.where` or not.
+
+        Raises:
+          InputError: see `check`.
+        """
         self.check(split)
         expression = self._expressions[split]
         records = _raw_records(self._builder, expression)
-        names = self.class_names or []
-        phrases = tuple(presets.phrase(name, self._preset) for name in names)
+        phrases = self._phrases()
         source = Source(split, records, self._keys, self._label_ids, phrases, self._background)
-        if self._rows:
-            source = source.only(self._rows[split])
-        if self._where is None:
-            return source
-        source = source.where(*self._where)
-        if not len(source):
+        return source.only(self._rows[split]) if self._rows else source
+
+    def learned_from(self, split: str) -> Source:
+        """What a loss is of: the same examples as `open`, with the latents of their pictures in
+        place of these where there are some.
+
+        Raises:
+          InputError: see `open`.
+        """
+        if self._latents is None:
+            return self.open(split)
+        shape = self._latents.info.features["latents"].shape
+        records = _raw_records(self._latents, split)
+        source = Source(
+            split, records, latents.KEYS, None, self._phrases(), self._background, latents=shape
+        )
+        return source if self._where is None else source.only(self._fitting(self.whole(split)))
+
+    def with_latents(self, builder: Any, fingerprint: str) -> Prepared:
+        """The data set with the latents of its pictures, which builders/latents.py prepared."""
+        both = f"{self.fingerprint}+{fingerprint}"
+        return dataclasses.replace(self, fingerprint=both, _latents=builder)
+
+    def _phrases(self) -> tuple[str, ...]:
+        return tuple(presets.phrase(name, self._preset) for name in self.class_names or [])
+
+    def _fitting(self, source: Source) -> np.ndarray:
+        """The places of the examples that fit `data.where`."""
+        assert self._where is not None
+        found = source.fitting(*self._where)
+        if not len(found):
             raise InputError(
-                f"No example in the split '{split}' of '{self.name}' fits data.where="
+                f"No example in the split '{source.split}' of '{self.name}' fits data.where="
                 f"{'='.join(self._where)}."
             )
-        return source
+        return found
 
 
 def prepare(data: ConfigDict) -> Prepared:

@@ -3,7 +3,7 @@
 A tokenizer is trained on the training captions (byte-level BPE, Sennrich et al. 2016, Radford et
 al. 2019: every string has an encoding) and kept as `tokenizer.json` in the run folder, or read
 from an existing file. A text is always `<bos> tokens <eos> <pad>...`, whatever the file's own
-post-processor would add, so that one rule holds for every tokenizer.
+post-processor would add, so that one rule holds for every tokenizer; T5's have no <bos>.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from vision_lang.errors import InputError
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 # (begin, end, padding) of known vocabularies; the first triple that is complete in a file counts.
-SPECIAL_TOKENS = (
+SPECIAL_TOKENS: tuple[tuple[str | None, str, str], ...] = (
     (BOS, EOS, PAD),
     ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>"),  # CLIP pads with its end token
     ("<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),  # GPT-2 has this one only
     ("<s>", "</s>", "<pad>"),  # RoBERTa, BART
     ("[CLS]", "[SEP]", "[PAD]"),  # BERT
+    (None, "</s>", "<pad>"),  # T5 begins with the first word
 )
 SMALLEST_VOCABULARY = 256 + 3  # each byte and the special tokens
 
@@ -58,18 +59,19 @@ class Tokenizer:
         return {"json": self.json}
 
     @functools.cached_property
-    def specials(self) -> tuple[int, int, int]:
-        """Ids of begin, end and padding."""
+    def specials(self) -> tuple[int | None, int, int]:
+        """Ids of begin (None: there is none), end and padding."""
         for names in SPECIAL_TOKENS:
-            ids = [i for i in map(self._hf.token_to_id, names) if i is not None]
-            if len(ids) == 3:
+            ids = [i for i in map(self._hf.token_to_id, filter(None, names)) if i is not None]
+            if len(ids) == sum(map(bool, names)):
                 # Stable Diffusion 2 pads with "!": a file may say so.
                 padding = json.loads(self.json).get("padding") or {}
-                return ids[0], ids[1], padding.get("pad_id", ids[2])
-        known = "; ".join(", ".join(names) for names in SPECIAL_TOKENS)
+                *begin, end, pad = ids
+                return begin[0] if begin else None, end, padding.get("pad_id", pad)
+        known = "; ".join(", ".join(filter(None, names)) for names in SPECIAL_TOKENS)
         raise InputError(
             "This tokenizer.json has no known tokens for begin, end and padding of a text "
-            f"(known triples: {known}). Add one of them to the file, or leave data.tokenizer "
+            f"(known sets: {known}). Add one of them to the file, or leave data.tokenizer "
             "empty to train one on the captions."
         )
 
@@ -83,7 +85,7 @@ class Tokenizer:
         return self.specials[2]
 
     @property
-    def bos_id(self) -> int:
+    def bos_id(self) -> int | None:
         return self.specials[0]
 
     @property
@@ -104,7 +106,7 @@ class Tokenizer:
           ids int32 [L]: begin, tokens, end, padding; mask bool [L]: True up to the end token.
 
         Raises:
-          InputError: strict, and the text has more than L - 2 tokens.
+          InputError: strict, and the text has more tokens than `room` says.
         """
         # The fast call of the library leaves out character offsets; it exists for batches only.
         encoded = self._hf.encode_batch_fast([text], add_special_tokens=False)[0]
@@ -124,17 +126,21 @@ class Tokenizer:
         self, tokens: list[int], text: str, length: int, strict: bool
     ) -> tuple[np.ndarray, np.ndarray]:
         begin, end, padding = self.specials
-        room = length - 2
+        room = self.room(length)
         if strict and len(tokens) > room:
             raise InputError(
                 f"The text {text!r} has {len(tokens)} tokens, but the text length of this "
                 f"model leaves room for {room} (data.text_length={length}, less begin and end). "
                 "Shorten it."
             )
-        tokens = tokens[:room]
+        framed = [*([] if begin is None else [begin]), *tokens[:room], end]
         ids = np.full(length, padding, np.int32)
-        ids[: len(tokens) + 2] = [begin, *tokens, end]
-        return ids, np.arange(length) < len(tokens) + 2
+        ids[: len(framed)] = framed
+        return ids, np.arange(length) < len(framed)
+
+    def room(self, length: int) -> int:
+        """How many tokens of its own a text of `length` can have: less begin and end."""
+        return length - (1 if self.bos_id is None else 2)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids back to text, without special tokens and what follows the first end token."""
@@ -149,9 +155,9 @@ class Tokenizer:
         return self._hf.decode(kept, skip_special_tokens=True).strip()
 
     def count_truncated(self, texts: Sequence[str], length: int) -> int:
-        """How many of the texts have more than L - 2 tokens, and so lose their end."""
+        """How many of the texts have more tokens than there is room, and so lose their end."""
         encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
-        return sum(len(e) > length - 2 for e in encoded)
+        return sum(len(e) > self.room(length) for e in encoded)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

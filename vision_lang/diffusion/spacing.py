@@ -126,19 +126,30 @@ def make_spacing(name: str = "uniform", shift: float = 1.0, **parameters: float)
     return spacing if shift == 1.0 else shifted(spacing, shift)
 
 
-def levels(schedule: Schedule, t: np.ndarray, dtype: Any = np.float32) -> Level:
+# Where the last step ends, as diffusers' `final_sigmas_type`: at the clean image, or at the least
+# noise of training, which stays in (DDIM's `set_alpha_to_one=False`, as in Stable Diffusion 1).
+FINAL_SIGMAS = {"zero": lambda schedule: 0.0, "sigma_min": lambda schedule: schedule.t_min}
+
+
+def levels(
+    schedule: Schedule, t: np.ndarray, dtype: Any = np.float32, final_sigma: str = "zero"
+) -> Level:
     """Returns the sampling levels [N + 1] at the decreasing times t [N + 1] of a spacing.
 
     A last t of 0 means the clean image: alpha 1 and sigma 0 exactly, also where the schedule itself
-    stops at sigma_min. Computed on the host in float64, then cast.
+    stops at sigma_min; or what `final_sigma`, a row of `FINAL_SIGMAS`, says. Computed on the host
+    in float64, then cast.
 
     Raises:
-      InputError: the noise does not fall from each level to the next (too many steps, or a repeat).
+      InputError: the noise does not fall from each level to the next (too many steps, or a repeat,
+        as of a spacing that ends at the least noise with final_sigma="sigma_min").
     """
-    t = np.asarray(t, np.float64)
+    t = np.array(t, np.float64)
+    if t[-1] == 0.0:
+        t[-1] = choose(FINAL_SIGMAS, final_sigma, "final_sigma")(schedule)
     alpha = np.array(schedule.alpha(t), np.float64)
     sigma = np.array(schedule.sigma(t), np.float64)
-    if t[-1] == 0.0:
+    if t[-1] == 0.0 and final_sigma == "zero":
         alpha[-1], sigma[-1] = 1.0, 0.0
     alpha, sigma = alpha.astype(dtype), sigma.astype(dtype)
     # Compared as angles atan(sigma / alpha), as alpha may be 0, and after the cast.

@@ -14,7 +14,12 @@ from vision_lang.watching import watched
 Batched = Callable[[Any, Any], Iterator[Any]]
 
 
-def batched(parallel: Any, rows: Callable[[Any, Any], Any], device_batch: int) -> Batched:
+def batched(
+    parallel: Any,
+    rows: Callable[[Any, Any], Any],
+    device_batch: int,
+    prepare: Callable[[Any], Any] = lambda part: part,
+) -> Batched:
     """Returns `rows` over any number of examples.
 
     The last batch is filled up with rows that are there, so that one program is compiled.
@@ -23,6 +28,7 @@ def batched(parallel: Any, rows: Callable[[Any, Any], Any], device_batch: int) -
       parallel: the devices (training.parallel.Parallel).
       rows: (variables, a tree of [b, ...]) -> a tree of [b, ...], each row on its own.
       device_batch: rows per device of the compiled program.
+      prepare: a batch of the examples -> what `rows` takes of it; done batch by batch.
     """
     forward = parallel.forward(rows)
     size = device_batch * parallel.devices
@@ -33,7 +39,7 @@ def batched(parallel: Any, rows: Callable[[Any, Any], Any], device_batch: int) -
             count = min(size, total - start)
             place = start + np.arange(size) % count
             part = jax.tree.map(lambda x, place=place: np.asarray(x)[place], examples)
-            found = forward(variables, parallel.place(part))
+            found = forward(variables, parallel.place(prepare(part)))
             yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found)
 
     return run

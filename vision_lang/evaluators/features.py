@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline
+from vision_lang.data import augment, pipeline
 from vision_lang.errors import InputError, choose
 from vision_lang.evaluators.context import Context
+from vision_lang.metrics.frechet import INCEPTION
+from vision_lang.models import inception
 from vision_lang.models.vgg import VGGS
 
 # (variables, split) -> features [N, D] float32 and labels [N] of the examples that could be read
@@ -49,11 +51,26 @@ def layer_shapes(layers: Callable[..., dict[str, Any]], *arguments: Any) -> dict
 
 def network(config: ConfigDict, layer: str) -> str:
     """What features are called after: 'vgg11_pool5', the row of VGGS without its number where the
-    stages are of none; 'clip_pooled'. Distances of such features are never called FID."""
-    if config.task == "clip":
+    stages are of none; 'clip_pooled'; 'inception_768'. The last features of an Inception with FID's
+    own weights are 'inception_fid', whose distances alone are called FID."""
+    if config.task == "features" and config.model.network == "inception":
+        fid = layer == "2048" and inception.is_fid(config.model.source_sha256)
+        return INCEPTION if fid else f"inception_{layer}"
+    if config.task in ("clip", "features"):
         return f"clip_{layer}"
     stages = config.model.encoder.stages
     return f"vgg{next((n for n, spec in VGGS.items() if spec.stages == stages), '')}_{layer}"
+
+
+def fitter(task: Any, data: ConfigDict) -> augment.Fit:
+    """Returns how a run's network sees a picture: by the run's `config.data`, unless the task has a
+    `fit` of its own."""
+    return getattr(task, "fit", None) or augment.fitter(data)
+
+
+def resizing(data: ConfigDict) -> str:
+    """How pictures are brought to one size, in words."""
+    return f"{data.crop} to {data.resolution} px"
 
 
 def pooled(task: Any, layer: str) -> Callable[[Any, jax.Array], jax.Array]:

@@ -1,8 +1,9 @@
 """Other runs that judge what a diffusion run has drawn: a row of JUDGES each.
 
 A judge sees pictures as its own run reads them: brought from the resolution at which they were
-drawn to its own (data/augment.py, by its data.crop). Real pictures that they are compared with go
-the same way, through the resolution of the run that is judged.
+drawn to its own (data/augment.py, by its data.crop; FID's Inception resizes them in its own way).
+Real pictures that they are compared with go the same way, through the resolution of the run that is
+judged.
 
 Numbers, NET being the network and layer (`vgg11_pool5`), N the pictures drawn:
 
@@ -10,7 +11,8 @@ Numbers, NET being the network and layer (`vgg11_pool5`), N the pictures drawn:
 |--------------|-------------|---------------------------------------------------------------------|
 | `features`   | all but     | `fd_NET`, `kd_NET` (Frechet and kernel distance), `precision_NET`,  |
 |              | diffusion   | `recall_NET`, `density_NET`, `coverage_NET`, against the whole      |
-|              |             | split; kd over subsets of 1,000, or of N where there are fewer      |
+|              |             | split; kd over subsets of 1,000, or of N where there are fewer. By  |
+|              |             | FID's own network and weights the first two are `fid` and `kid`     |
 | `captioner`  | captioning  | `cycle_bleu4`, `cycle_cider`: its description of a picture against  |
 |              |             | the prompt; on the built-in world `cycle_scene_right`, the share    |
 |              |             | that tells of the prompt's objects and contradicts it in nothing    |
@@ -33,13 +35,13 @@ from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
 from vision_lang import tasks
-from vision_lang.data import augment, pipeline, presets
+from vision_lang.data import pipeline, presets
 from vision_lang.errors import InputError
 from vision_lang.evaluators import features as feature_lib
 from vision_lang.evaluators.batches import batched
 from vision_lang.evaluators.context import Context
 from vision_lang.metrics import caption, classification, kernel, neighbours
-from vision_lang.metrics.frechet import check_count, frechet_distance
+from vision_lang.metrics.frechet import check_count, distance_names, frechet_distance
 from vision_lang.shapes import grammar
 from vision_lang.tasks.captioning import Decoding
 
@@ -78,8 +80,8 @@ def make(field: str, config: ConfigDict, context: Context, fewest: int) -> tuple
             f"{field}={spec} is a {loaded.config.task} run; a run of {' or '.join(kind.tasks)} "
             "is wanted."
         )
-    data = loaded.config.data
-    note = f"{loaded.source}, weights {loaded.digest}, {data.crop} to {data.resolution} px"
+    resizing = feature_lib.resizing(loaded.config.data)
+    note = f"{loaded.source}, weights {loaded.digest}, {resizing}"
     return kind.make(loaded, config, context, fewest), note
 
 
@@ -91,16 +93,16 @@ def asker(
     Args:
       rows: (variables, {"image": as the judge's run sees it, name: ...}) -> [b, ...].
     """
-    run = batched(context.parallel, rows, device_batch)
+    fit = feature_lib.fitter(loaded.task, loaded.config.data)
+
+    def seen(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return batch | {"image": np.stack([fit(picture) for picture in batch["image"]])}
+
+    run = batched(context.parallel, rows, device_batch, seen)
     variables = context.parallel.place_state(loaded.variables)
-    data = loaded.config.data
-    fit = functools.partial(
-        augment.fit, resolution=data.resolution, crop=data.crop, background=tuple(data.background)
-    )
 
     def ask(pictures: np.ndarray, **more: np.ndarray) -> np.ndarray:
-        seen = np.stack([fit(picture) for picture in pictures])
-        return np.concatenate(list(run(variables, {"image": seen, **more})))
+        return np.concatenate(list(run(variables, {"image": pictures, **more})))
 
     return ask
 
@@ -122,11 +124,11 @@ def _features(loaded: Any, config: ConfigDict, context: Context, fewest: int) ->
         found, wanted = ask(pictures), real(asked.split)
         size = min(kernel.SUBSET_SIZE, len(found), len(wanted))
         distance = frechet_distance(found, wanted, allow_few=config.allow_few)
-        numbers = {
-            "fd": distance,
-            "kd": kernel.kernel_distance(found, wanted, subset_size=size).mean,
-        } | neighbours.support(wanted, found)._asdict()
-        return {f"{name}_{network}": value for name, value in numbers.items()}
+        distances = distance, kernel.kernel_distance(found, wanted, subset_size=size).mean
+        support = neighbours.support(wanted, found)._asdict()
+        return dict(zip(distance_names(network), distances, strict=True)) | {
+            f"{name}_{network}": value for name, value in support.items()
+        }
 
     return judge
 
@@ -239,7 +241,7 @@ class Kind(NamedTuple):
 
 # The field of config.evaluators.<name> that names its run, '' = not asked -> how it judges
 JUDGES = {
-    "features": Kind(_features, ("recognition", "captioning", *tasks.MATCHING)),
+    "features": Kind(_features, ("recognition", "captioning", "features", *tasks.MATCHING)),
     "captioner": Kind(_captioner, ("captioning",)),
     "matcher": Kind(_matcher, tasks.MATCHING),
     "classifier": Kind(_classifier, ("recognition",)),

@@ -38,7 +38,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     def evaluate(weights: Weights, final: bool) -> Result:
         del final
         sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-        source = context.data.open(config.split)
+        source = context.data.learned_from(config.split)
         batch_size = config.batch_size * parallel.devices
         batches = pipeline.eval_batches(
             source, context.encode, data=context.config.data, batch_size=batch_size,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,25 +24,34 @@ import numpy as np
 from vision_lang.models.batch_norm import BatchNorm
 
 SIDE = 299  # pixels that the network sees
+PUBLISHED_SHA256 = "6726825d"  # how it begins, of pt_inception-2015-12-05-6726825d.pth
 CLASSES = 1008
 EXACT = jax.lax.Precision.HIGHEST  # a GPU's default, TensorFloat-32, would shift the metric
 
 
-def resize(images: jax.Array, side: int = SIDE) -> jax.Array:
-    """TensorFlow 1's bilinear resizing, [B, H, W, C] -> float32 [B, side, side, C].
+def is_fid(source_sha256: str) -> bool:
+    """Whether the sha256 of the file that weights came from is that of the weights that FID is
+    defined by. Distances by others are no FID."""
+    return source_sha256.startswith(PUBLISHED_SHA256)
+
+
+def resize(images: Any, side: int = SIDE) -> Any:
+    """TensorFlow 1's bilinear resizing, [B, H, W, C] -> float32 [B, side, side, C]; of NumPy's
+    arrays by NumPy, which compiles nothing for a new size.
 
     Pixel i lies at i H / side of the original, its corner and not its centre, and mixes the two
     that it lies between; shrinking skips pixels. Places are rounded to float32 as there.
     """
-    x = images.astype(jnp.float32)
+    xp: Any = np if isinstance(images, np.ndarray) else jnp
+    x = images.astype(np.float32)
     for axis in (2, 1):
         size = x.shape[axis]
         place = np.arange(side, dtype=np.float32) * np.float32(size / side)
         below = np.floor(place)
         low = below.astype(np.int32)
         share = (place - below).reshape(-1, *[1] * (3 - axis))
-        a = jnp.take(x, low, axis, mode="clip")
-        b = jnp.take(x, low + 1, axis, mode="clip")  # the last pixel is its own neighbour
+        a = xp.take(x, low, axis, mode="clip")
+        b = xp.take(x, low + 1, axis, mode="clip")  # the last pixel is its own neighbour
         x = a + (b - a) * share
     return x
 

@@ -20,6 +20,7 @@ from vision_lang.errors import InputError, choose
 from vision_lang.models.layers import Dropout, Embed
 
 Dtype = jnp.dtype
+EMBEDDING_STD = 1.0  # of the token table at init
 
 # Names as in published configs -> whether a second product gates the first, and the activation.
 FEED_FORWARDS: dict[str, tuple[bool, Callable[[jax.Array], jax.Array]]] = {
@@ -53,7 +54,7 @@ class T5Spec:
 
 
 T5_ENCODERS = {
-    "tiny": T5Spec(width=16, layers=2, heads=2, hidden=32, key_size=12),
+    "t5_tiny": T5Spec(width=16, layers=2, heads=2, hidden=32, key_size=12),
     "t5_v1_1_small": T5Spec(width=512, layers=8, heads=6, hidden=1024),
     "t5_v1_1_base": T5Spec(width=768, layers=12, heads=12, hidden=2048),
     "t5_v1_1_large": T5Spec(width=1024, layers=24, heads=16, hidden=2816),
@@ -210,11 +211,13 @@ class T5Encoder(nn.Module):
       spec: the sizes, a row of `T5_ENCODERS`.
       vocab_size: rows of the token table; 32,128 in the published weights.
       dtype: compute dtype; parameters, norms and softmax are float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
     """
 
     spec: T5Spec
     vocab_size: int
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -229,11 +232,13 @@ class T5Encoder(nn.Module):
         In transformers the last of the hidden states is not `hidden_N` but the states again.
         """
         spec, bias = self.spec, None
-        x = Embed(self.vocab_size, spec.width, 1.0, self.dtype, name="shared")(tokens)
+        embed = Embed(self.vocab_size, spec.width, EMBEDDING_STD, self.dtype, name="shared")
+        x = embed(tokens)
         x = Dropout(spec.dropout, name="dropout")(x, keys)
         intermediates = {"hidden_0": x}
+        block = nn.remat(Block) if self.remat else Block
         for i in range(spec.layers):
-            x, bias = Block(spec, self.dtype, name=f"block_{i}")(x, bias, mask, keys)
+            x, bias = block(spec, self.dtype, name=f"block_{i}")(x, bias, mask, keys)
             intermediates[f"hidden_{i + 1}"] = x
         x = rms_norm("final_layer_norm")(x).astype(self.dtype)
         return Dropout(spec.dropout, name="last_dropout")(x, keys), intermediates

@@ -13,11 +13,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from vision_lang.models.inception import Inception
+from vision_lang.models.inception import Inception, is_fid
 from vision_lang.pretrained import layout, tensors
 from vision_lang.pretrained.layout import BATCH_NORM, CONV, DENSE, Row
 
-PUBLISHED_SHA256 = "6726825d"  # how it begins
 IGNORED = r".*\.num_batches_tracked"
 
 
@@ -34,7 +33,7 @@ class PublishedInception:
     @property
     def is_fid(self) -> bool:
         """Whether these are the weights that FID is defined by."""
-        return self.source_sha256.startswith(PUBLISHED_SHA256)
+        return is_fid(self.source_sha256)
 
     def apply(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """images [B, H, W, 3], 0 to 255, of any size -> "64", "192", "768", "2048" [B, n],

@@ -32,7 +32,10 @@ def read(folder: Any) -> str:
     made = json.loads(file.read_text()) if file.exists() else json.loads(_from_vocabulary(folder))
     padding = _padding(folder)
     ids = {token["content"]: token["id"] for token in made.get("added_tokens", [])}
-    ids = made["model"].get("vocab", {}) | ids if isinstance(made["model"], dict) else ids
+    vocabulary = made["model"].get("vocab", {})
+    if isinstance(vocabulary, list):  # of T5's unigrams: [token, score] by id
+        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+    ids = vocabulary | ids
     if padding in ids:
         made["padding"] = {
             "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,

@@ -12,6 +12,7 @@ from vision_lang.tasks import (
     clip_config,
     contrastive_config,
     diffusion_config,
+    features_config,
     recognition_config,
 )
 from vision_lang.tasks.facts import DataFacts
@@ -39,6 +40,7 @@ TASKS = {
     "contrastive": Entry(contrastive_config.from_config, lambda c: True, False),
     "clip": Entry(clip_config.from_config, lambda c: True, False),
     "autoencoder": Entry(autoencoder_config.from_config, lambda c: False, False),
+    "features": Entry(features_config.from_config, lambda c: False, False),
     "recognition": Entry(
         recognition_config.from_config, lambda c: False, True, lambda c: c.multi_label
     ),

@@ -81,20 +81,8 @@ class Clip:
         return jnp.exp(_log_scale(variables)) * image @ text.T
 
     def layers(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
-        """`pooled` [b, F], the vision tower's class token; the patches `hidden_0` ... as maps
-        [b, h, w, F]; and `embedding` [b, D]."""
-        found: Any = self.net.apply(
-            to_published(variables), self.preprocess(images), method="of_image"
-        )
-        batch = len(images)
-        side = self.resolution // self.net.vision.patch  # type: ignore[union-attr]
-        maps = {
-            name: x[:, 1:].reshape(batch, side, side, -1)
-            for name, x in found.items()
-            if name.startswith("hidden_")
-        }
-        embedding = {"embedding": unit(found["image_embeds"])}
-        return {"pooled": found["pooler_output"]} | maps | embedding
+        """See `image_layers`."""
+        return image_layers(self.net, variables, self.preprocess(images))
 
     def text_layers(
         self, variables: Variables, tokens: jax.Array, mask: jax.Array
@@ -108,18 +96,33 @@ class Clip:
         return {"pooled": found["pooler_output"]} | hidden | made
 
 
+def image_layers(net: CLIP, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+    """Preprocessed [b, H, W, 3] -> the patches `hidden_0` ... as maps [b, h, w, F]; `pooled`
+    [b, F], the vision tower's class token; and, of a net with projections, `embedding` [b, D]."""
+    found: Any = net.apply(to_published(variables), images, method="of_image")
+    side = net.vision.resolution // net.vision.patch  # type: ignore[union-attr]
+    maps = {
+        name: x[:, 1:].reshape(len(images), side, side, -1)
+        for name, x in found.items()
+        if name.startswith("hidden_")
+    }
+    embedding = {"embedding": unit(found["image_embeds"])} if net.projection else {}
+    return maps | {"pooled": found["pooler_output"]} | embedding
+
+
 def to_task(variables: Variables) -> Variables:
-    """The variables of `CLIP` as a task's: a sub-tree for each tower, which config.init names."""
+    """The variables of `CLIP`, or of a tower alone, as a task's: a sub-tree for each tower, which
+    config.init names, and one for the projections if there are any."""
     params = dict(variables["params"])
-    towers = {ours: params.pop(theirs) for ours, theirs in TOWERS.items()}
-    return {"params": towers | {"projections": params}}
+    towers = {ours: params.pop(theirs) for ours, theirs in TOWERS.items() if theirs in params}
+    return {"params": towers | ({"projections": params} if params else {})}
 
 
 def to_published(variables: Variables) -> Variables:
     """The inverse of `to_task`."""
-    params = variables["params"]
-    towers = {theirs: params[ours] for ours, theirs in TOWERS.items()}
-    return {"params": towers | params["projections"]}
+    params = dict(variables["params"])
+    projections = params.pop("projections", {})
+    return {"params": {TOWERS[ours]: tree for ours, tree in params.items()} | projections}
 
 
 def _log_scale(variables: Variables) -> jax.Array:

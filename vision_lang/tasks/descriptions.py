@@ -41,7 +41,8 @@ from vision_lang.tasks import MATCHING
 from vision_lang.tasks.captioning import Captioning
 from vision_lang.tasks.clip import Clip
 from vision_lang.tasks.contrastive import Contrastive
-from vision_lang.tasks.diffusion import Diffusion, Sampling, to_model
+from vision_lang.tasks.diffusion import Diffusion, Sampling
+from vision_lang.tasks.preprocessing import symmetric
 
 Variables = Any
 # What diffusion's error is of, as a factor of x0's error: of the noise, as in the paper, which is
@@ -133,7 +134,7 @@ def diffusion(task: Diffusion, how: How) -> Way:
     times = schedule.t_min + (schedule.t_max - schedule.t_min) * share
 
     def scores(variables, table, images, which):
-        x0 = task.latents.encode(variables, to_model(images))
+        x0 = task.latents.encode(variables, symmetric(images))
         keys = random_keys.per_example(
             random_keys.make(how.seed, "descriptions"), jnp.arange(how.noises)
         )

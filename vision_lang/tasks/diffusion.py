@@ -20,6 +20,7 @@ from vision_lang.diffusion import samplers, schedules, spacing, time_sampling, w
 from vision_lang.errors import choose
 from vision_lang.models import layers
 from vision_lang.models.sketch import Sketch, Sketched
+from vision_lang.models.t5_encoder import T5Encoder
 from vision_lang.models.text_encoder import TextEncoder
 from vision_lang.models.unet import UNet
 from vision_lang.tasks.conditioning import Condition, TextConditioning
@@ -43,6 +44,7 @@ class Sampling:
     shift: float = 1.0
     clip: str = "static"
     eta: float = 0.0
+    final_sigma: str = "zero"
 
 
 class Encoded(NamedTuple):
@@ -63,7 +65,7 @@ class Encoded(NamedTuple):
 class Diffusion:
     """The task. `diffusion_config.from_config` builds it; nothing in it changes afterwards."""
 
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | T5Encoder
     unet: UNet
     sketch: Sketch
     latents: Latents
@@ -84,7 +86,12 @@ class Diffusion:
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and types of one example (without the batch axis)."""
         length = len(self.conditioning.null_tokens)
-        return example_spec(self.resolution, text_length=length, label=True)
+        spec = example_spec(self.resolution, text_length=length, label=True)
+        if self.latents.kept:
+            del spec["image"]
+            moments = jax.ShapeDtypeStruct(self.shape, jnp.float32)
+            spec |= {"latent_mean": moments, "latent_logvar": moments}
+        return spec
 
     def init(self, key: jax.Array) -> Variables:
         """Returns {"params": {"text_encoder": ..., "unet": ...}} of fresh float32 parameters, and
@@ -141,7 +148,7 @@ class Diffusion:
         the times are a fixed low-discrepancy sequence over the examples, without drops.
         """
         draw = random_keys.named(keys, "latents") if train else None
-        x0 = self.latents.encode(variables, to_model(batch["image"]), draw)
+        x0 = self.latents.of_batch(variables, batch, draw)
         condition, dropout = self.condition_of(batch), None
         if train:
             t = self.times(
@@ -264,7 +271,8 @@ class Diffusion:
     def levels(self, sampling: Sampling) -> schedules.Level:
         """The noise levels of `sampling`, arrays [steps + 1]."""
         space = spacing.make_spacing(sampling.spacing, sampling.shift)
-        return spacing.levels(self.schedule, space(self.schedule, sampling.steps))
+        times = space(self.schedule, sampling.steps)
+        return spacing.levels(self.schedule, times, final_sigma=sampling.final_sigma)
 
 
 def make_sampler(sampling: Sampling) -> samplers.Sampler:
@@ -272,11 +280,6 @@ def make_sampler(sampling: Sampling) -> samplers.Sampler:
     return samplers.make_sampler(
         sampling.sampler, **({"eta": sampling.eta} if sampling.sampler == "ddim" else {})
     )
-
-
-def to_model(image: jax.Array) -> jax.Array:
-    """uint8 [0, 255] -> float32 [-1, 1]."""
-    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(x: jax.Array) -> jax.Array:
@@ -295,7 +298,8 @@ def fixed_times(schedule: schedules.Schedule, index: jax.Array) -> jax.Array:
 
 
 def check_sampling(task: Diffusion, sampling: Sampling) -> None:
-    """Raises InputError for an unknown sampler, spacing or clip, or for steps below 1."""
+    """Raises InputError for an unknown sampler, spacing, final_sigma or clip, or for steps below
+    1."""
     make_sampler(sampling)
     task.levels(sampling)
     choose(predictions.CLIPS, sampling.clip, "clipping of x0")

@@ -16,6 +16,7 @@ import numpy as np
 from vision_lang.errors import choose
 
 RGB = tuple[float, float, float]
+Preprocess = Callable[[jax.Array], jax.Array]  # uint8 [B, H, W, 3] -> float32, same shape
 # Of ImageNet's training pictures: RGB on [0, 1], and BGR on [0, 255] as Caffe's first networks.
 TORCHVISION_MEAN, TORCHVISION_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -54,7 +55,7 @@ def _normalised(images: jax.Array, mean: RGB, std: RGB) -> jax.Array:
     return (x - np.array(mean, np.float32)) / np.array(std, np.float32)
 
 
-PREPROCESSINGS = {
+PREPROCESSINGS: dict[str, Preprocess] = {
     "symmetric": symmetric,
     "torchvision": torchvision,
     "keras": keras,
@@ -62,6 +63,6 @@ PREPROCESSINGS = {
 }
 
 
-def make_preprocessing(name: str) -> Callable[[jax.Array], jax.Array]:
-    """Returns the row `name` of `PREPROCESSINGS`: uint8 [B, H, W, 3] -> float32, same shape."""
+def make_preprocessing(name: str) -> Preprocess:
+    """Returns the row `name` of `PREPROCESSINGS`."""
     return choose(PREPROCESSINGS, name, "preprocessing (config.model.preprocessing)")

@@ -75,7 +75,7 @@ def train(
         began = time.perf_counter()
 
         batches = pipeline.train_batches(
-            job.data.open("train"),
+            job.data.learned_from("train"),
             context.encode,
             data=config.data,
             batch_size=config.batch_size,

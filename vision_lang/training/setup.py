@@ -20,7 +20,7 @@ from vision_lang.errors import InputError
 from vision_lang.runs import checkpoint, files, records, trees
 from vision_lang.runs import folder as folder_lib
 from vision_lang.tasks.facts import DataFacts
-from vision_lang.training import lora, optimizer, parallel, state
+from vision_lang.training import latents, lora, optimizer, parallel, state
 from vision_lang.training.step import Step
 
 TOKENIZER_CAPTIONS = 50_000  # enough to train a tokenizer on; larger splits are thinned evenly
@@ -68,6 +68,11 @@ def prepare_data(
         vocab_size=config.data.vocab_size,
         length=config.data.text_length,
     )
+    if config.task in ("captioning", "clip") and words.bos_id is None:
+        raise InputError(
+            f"data.tokenizer={config.data.tokenizer} has no token that begins a text, as T5's has "
+            f"none, and a {config.task} run wants one: leave data.tokenizer empty, or name another."
+        )
     files.write_text(run.tokenizer, words.json)
     files.write_json(run.data, facts)
     return data, words
@@ -99,7 +104,31 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
     task = make_task(config, words, len(data.class_names or []))
     way = parallel.make(config.parallel, config.batch_size, config.accumulate)
     step, first = start(config, task)
-    return Job(config, data, words, task, way, way.step(step), way.place_state(first))
+    placed = way.place_state(first)
+    if config.task == "diffusion" and task.latents.kept:
+        data = _with_latents(data, config, task, placed, way, run)
+    return Job(config, data, words, task, way, way.step(step), placed)
+
+
+def _with_latents(
+    data: sources.Prepared,
+    config: ConfigDict,
+    task: Any,
+    first: state.TrainState,
+    way: parallel.Parallel,
+    run: folder_lib.RunFolder,
+) -> sources.Prepared:
+    """The data with the latents of their pictures, which data.json then names."""
+    data, fingerprint = latents.prepare(data, config, task, first.variables(), way)
+    stored = json.loads(run.data.read_text())
+    if stored.get("latents", fingerprint) != fingerprint:
+        raise InputError(
+            f"The autoencoder '{config.init.autoencoder}' has changed since this run began (its "
+            f"latents were {stored['latents']}, now {fingerprint}). Bring the old one back, or "
+            "start a new run."
+        )
+    files.write_json(run.data, stored | {"latents": fingerprint})
+    return data
 
 
 def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:

@@ -14,6 +14,13 @@ from vision_lang.errors import InputError
 from vision_lang.metrics import arrays
 from vision_lang.metrics.arrays import Array
 
+INCEPTION = "inception_fid"  # the one network whose distances are called FID and KID
+
+
+def distance_names(network: str) -> tuple[str, str]:
+    """What the Frechet and the kernel distance of a network's features are called."""
+    return ("fid", "kid") if network == INCEPTION else (f"fd_{network}", f"kd_{network}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:

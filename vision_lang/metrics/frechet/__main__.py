@@ -22,10 +22,15 @@ from vision_lang import flags as commands
 from vision_lang.data import features as files
 from vision_lang.errors import InputError
 from vision_lang.metrics import kernel, neighbours
-from vision_lang.metrics.frechet import Statistics, frechet_distance, merged, statistics
+from vision_lang.metrics.frechet import (
+    Statistics,
+    distance_names,
+    frechet_distance,
+    merged,
+    statistics,
+)
 
 FLAGS = flags.FLAGS
-INCEPTION = "inception_fid"  # the one network whose distances are called FID and KID
 METRICS = ("fd", "kd", "support")
 
 
@@ -97,11 +102,11 @@ def _compare() -> dict[str, Any]:
             "features of one network and layer are wanted."
         )
     network = a.recipe["network"]
-    fid = network == INCEPTION
+    fd_name, kd_name = distance_names(network)
     record: dict[str, Any] = {}
     if "fd" in wanted:
         distance = frechet_distance(a.statistics, b.statistics, allow_few=FLAGS.allow_few)
-        record["fid" if fid else f"fd_{network}"] = distance
+        record[fd_name] = distance
         record["allow_few"] = FLAGS.allow_few
     count = min(a.statistics.count, b.statistics.count)
     size = kernel.SUBSET_SIZE if FLAGS.subset_size is None else FLAGS.subset_size
@@ -114,8 +119,7 @@ def _compare() -> dict[str, Any]:
         kd = kernel.kernel_distance(
             a.features, b.features, subsets=FLAGS.subsets, subset_size=size, seed=FLAGS.seed
         )
-        name = "kid" if fid else f"kd_{network}"
-        record |= {f"{name}_mean": kd.mean, f"{name}_std": kd.std}
+        record |= {f"{kd_name}_mean": kd.mean, f"{kd_name}_std": kd.std}
         record |= {"subsets": FLAGS.subsets, "subset_size": size, "seed": FLAGS.seed}
     if "support" in wanted:
         k_precision = FLAGS.k or neighbours.K_PRECISION
