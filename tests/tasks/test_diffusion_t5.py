@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from tests.data.test_tokenizer import unigram
 from tests.pretrained import references
 from tests.tasks import parts
 from vision_lang import convert, export, pretrained
+from vision_lang.data.tokenizer import Tokenizer
 from vision_lang.errors import InputError
 from vision_lang.tasks import diffusion_config
 from vision_lang.tasks.facts import DataFacts
@@ -100,9 +102,15 @@ def test_padding_and_the_empty_text(words, variables):
     np.testing.assert_array_equal(dropped.tokens[0], condition.tokens[1])
 
 
-def test_a_converted_t5_is_written_back_bit_for_bit(command, tmp_path):
-    run, out = tmp_path / "t5", tmp_path / "out.safetensors"
-    command(convert.main, "--kind=t5_encoder", f"--path={WEIGHTS}", f"--run={run}")
+def test_a_converted_t5_is_written_back_bit_for_bit(words, command, tmp_path):
+    run, out, folder = tmp_path / "t5", tmp_path / "out.safetensors", tmp_path / "published"
+    shutil.copytree(WEIGHTS.parent, folder)
+    (folder / "tokenizer.json").write_text(words.json)
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "<pad>"}')
+    file = folder / WEIGHTS.name
+    made = command(convert.main, "--kind=t5_encoder", f"--path={file}", f"--run={run}")
+    assert made.code == 0, made.err
+    assert Tokenizer((run / "tokenizer.json").read_text()).specials == words.specials
     made = command(export.main, f"--run={run}", "--network=text_encoder", f"--out={out}")
     assert made.code == 0, made.err
     before, after = load_file(WEIGHTS), load_file(out)
