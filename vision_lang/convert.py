@@ -131,6 +131,7 @@ def _vgg(path: epath.Path) -> Converted:
     config.model.encoder = ConfigDict(dataclasses.asdict(spec))
     config.model.preprocessing = model.preprocessing
     config.data.resolution = max(SMALLEST, spec.grid * 2 ** len(spec.stages))  # 224
+    config.data.crop = "random_resized_crop"  # the centre, where nothing is learnt
     config.augmentation.pad = 0
     names = [str(i) for i in range(model.net.classes)]
     if FLAGS.classes:

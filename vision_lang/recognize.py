@@ -79,6 +79,8 @@ def _by_description(loaded: Any, given: dict[str, Any]) -> tuple[Any, Rows, list
 
     from vision_lang.tasks import descriptions
 
+    if loaded.config.task not in descriptions.WAYS:
+        raise InputError(f"Run '{FLAGS.run}' is a {loaded.config.task} run: it names nothing.")
     wanted = FLAGS.descriptions
     names = by_description.read(wanted) if wanted else loaded.class_names
     if not names:

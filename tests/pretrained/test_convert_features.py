@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from tests.models.test_inception import made
 from tests.pretrained import references
-from vision_lang import convert, evaluate, extract, main, pretrained, search
+from vision_lang import convert, evaluate, extract, main, pretrained, recognize, search
 from vision_lang.evaluators import features
 from vision_lang.metrics.frechet import __main__ as frechet
 from vision_lang.models import inception
@@ -130,6 +130,8 @@ def test_a_vision_tower_alone_is_that_of_the_whole(command, pictures):
                         for run in ("clip", "clip_vision"))  # fmt: skip
         np.testing.assert_allclose(alone["features"], whole["features"], rtol=1e-5, atol=1e-6)
         assert alone["network"] == whole["network"] and alone["resize"] == whole["resize"]
+    refused = command(recognize.main, "--run=clip_vision", "0.png", "--descriptions=a,b")
+    assert "names nothing" in refused.sentence
     refused = command(main.main, "--config=clip_vision/config.json", "--workdir=new")
     assert "published network alone" in refused.sentence
 
