@@ -21,6 +21,7 @@ from vision_lang.models.inception import LAYERS, Inception
 from vision_lang.pretrained import inception as published
 from vision_lang.pretrained import layout
 from vision_lang.runs import config as config_lib
+from vision_lang.runs.converted import KINDS
 from vision_lang.tasks import features_config
 from vision_lang.training import setup
 
@@ -166,4 +167,4 @@ def test_towers_alone_begin_a_run(command, tmp_path, monkeypatch):
 
 
 def test_every_kind_that_is_read_becomes_a_run():
-    assert convert.KINDS.keys() - {"diffusers"} == pretrained.KINDS.keys()
+    assert KINDS.keys() - {"diffusers"} == pretrained.KINDS.keys()
