@@ -52,6 +52,9 @@ from vision_lang.models.vgg import VGGS
 from vision_lang.tasks.augmentation import Augmentation
 from vision_lang.tasks.captioning import Decoding
 
+# The words of the built-in world that tell where things stand.
+RELATIONS = ("left", "right", "above", "below", "over", "under")
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
@@ -77,6 +80,9 @@ def get_config(arg: str = "") -> ConfigDict:
     model.dtype = "float32"  # of the computation: "float32" | "bfloat16"; parameters stay float32
 
     config.label_smoothing = 0.0
+    # word -> how many times its loss counts; a word is a token of the tokenizer. See above.
+    words = RELATIONS if presets.is_shapes(given.data) and not given.tiny else ()
+    config.word_weights = ConfigDict(dict.fromkeys(words, 5.0))
     # What the fields mean: vision_lang/tasks/augmentation.py.
     config.augmentation = ConfigDict(dataclasses.asdict(Augmentation()))
     # For the evaluators, and describe's defaults: vision_lang/tasks/captioning.py.

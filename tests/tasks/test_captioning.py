@@ -64,6 +64,33 @@ def test_the_loss_is_each_texts_mean_over_its_own_tokens(task, variables):
     np.testing.assert_allclose(sums, -np.array(wanted) * lengths, rtol=1e-4)
 
 
+def test_a_words_loss_counts_as_often_as_its_weight_says_while_training(variables):
+    def made(**weights):
+        config = config_file.get_config("tiny")
+        parts.change(config, data__text_length=LENGTH, word_weights=weights)
+        parts.change(config, optimizer__frozen=("encoder/.*",))  # batch norm as in evaluation
+        facts = parts.facts(WORDS, LENGTH)._replace(tokens_of={"left": (3, 5)}.get)
+        return captioning_config.from_config(config, facts)
+
+    data = batch()
+    data["tokens"][0, :3] = [BOS, 3, 4]
+    task = made(left=4.0)
+    by_hand = log_probabilities(task, variables, data)
+    wanted = data["tokens"][:, 1:]
+    counts = np.where(wanted == PAD, 0, 1)
+    times = np.where(np.isin(wanted, (3, 5)), 4.0, 1.0)
+    before = -(by_hand * counts).sum(1) / counts.sum(1)
+    after = -(by_hand * counts * times).sum(1) / counts.sum(1)
+    assert (after > before).any()
+    np.testing.assert_allclose(parts.loss(task, variables, data)[0], before, rtol=1e-4)
+    found = parts.loss(task, variables, data, train=True)[0]
+    np.testing.assert_allclose(found, after, rtol=1e-4)
+    with pytest.raises(InputError, match="word_weights.right: the tokenizer has no such word"):
+        made(right=2.0)
+    with pytest.raises(InputError, match="left=-1"):
+        made(left=-1.0)
+
+
 def test_more_padding_changes_nothing(variables):
     short, long = make(LENGTH), make(LENGTH + 3)
     longer = parts.init(long, 3)

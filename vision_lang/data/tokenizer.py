@@ -154,6 +154,11 @@ class Tokenizer:
             kept.append(token)
         return self._hf.decode(kept, skip_special_tokens=True).strip()
 
+    def tokens_of(self, word: str) -> tuple[int, ...]:
+        """The tokens that are all of a word: at the start of a text, and behind a space."""
+        spelled = self._hf.encode_batch_fast([word, " " + word], add_special_tokens=False)
+        return tuple(sorted({e.ids[0] for e in spelled if len(e.ids) == 1}))
+
     def count_truncated(self, texts: Sequence[str], length: int) -> int:
         """How many of the texts have more tokens than there is room, and so lose their end."""
         encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision_lang import decoding
 from vision_lang import keys as random_keys
@@ -66,6 +67,7 @@ class Captioning:
     """The task. `captioning_config.from_config` builds it; nothing in it changes afterwards.
 
     stage: the encoder's intermediate whose places the decoder attends.
+    token_weights: how many times a token's loss counts while training [V]; None: once each.
     begin, end, padding: ids of the tokens around a text.
     """
 
@@ -75,6 +77,7 @@ class Captioning:
     decoder: TextDecoder
     augmentation: Augmentation
     label_smoothing: float
+    token_weights: np.ndarray | None
     length: int
     begin: int
     end: int
@@ -119,6 +122,8 @@ class Captioning:
         smoothing = self.label_smoothing if train else 0.0
         log_p = jax.nn.log_softmax(logits)
         losses = -(1 - smoothing) * _at(log_p, wanted) - smoothing * log_p.mean(-1)
+        if train and self.token_weights is not None:
+            losses = losses * jnp.asarray(self.token_weights)[wanted]
         per_text = (losses * counts).sum(1) / jnp.maximum(counts.sum(1), 1)
         counts = counts * batch["weight"][:, None]
         right = (logits.argmax(-1) == wanted) * counts

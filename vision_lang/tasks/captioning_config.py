@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError, choose
@@ -18,7 +21,8 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Captioning:
     """Builds the task and checks every name and number of its config.
 
     Raises:
-      InputError: an unknown name; a stage that the encoder lacks; pictures that are mixed, which
+      InputError: an unknown name; a stage that the encoder lacks; a weight of a word that is no
+        token, or below 0; pictures that are mixed, which
         have no one text; networks whose sizes do not fit together.
     """
     model = config.model
@@ -43,8 +47,23 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Captioning:
         ),
         augmentation=augmentation,
         label_smoothing=config.label_smoothing,
+        token_weights=_token_weights(config.get("word_weights", {}), facts),
         length=config.data.text_length,
         begin=facts.null_tokens[0],
         end=facts.null_tokens[1],
         padding=facts.null_tokens[-1],
     )
+
+
+def _token_weights(weights: Mapping[str, float], facts: DataFacts) -> np.ndarray | None:
+    """config.word_weights by token [V]; None where no word has one."""
+    found = np.ones(facts.vocab_size, np.float32)
+    for word, weight in weights.items():
+        tokens = facts.tokens_of(word)
+        if not tokens or weight < 0:
+            what = (
+                f"={weight}: no weight is below 0" if tokens else ": the tokenizer has no such word"
+            )
+            raise InputError(f"config.word_weights.{word}{what}.")
+        found[list(tokens)] = weight
+    return found if weights else None

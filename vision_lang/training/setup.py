@@ -93,7 +93,11 @@ def make_task(config: ConfigDict, words: tokenizer.Tokenizer, num_classes: int) 
     """Builds the task of a config; every name in it is checked here."""
     null_tokens, null_mask = words.encode("", config.data.text_length)
     facts = DataFacts(
-        words.vocab_size, tuple(map(int, null_tokens)), tuple(map(bool, null_mask)), num_classes
+        words.vocab_size,
+        tuple(map(int, null_tokens)),
+        tuple(map(bool, null_mask)),
+        num_classes,
+        words.tokens_of,
     )
     return tasks.entry(config).make(config, facts)
 
@@ -212,6 +216,9 @@ def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
         for name in sorted(own):
             here[name] = jnp.asarray(there[name])
             logging.info("init: %s from %s", name, source)
+        for name in here:
+            if name.partition("/")[2].startswith(part + "/") and name not in own:
+                logging.info("init: %s is new", name)
     return trees.nest(here)
 
 
