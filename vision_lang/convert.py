@@ -7,7 +7,8 @@
 
 | kind                                     | what the run is good for                              |
 |------------------------------------------|-------------------------------------------------------|
-| vgg                                      | recognize, extract; an encoder to begin with          |
+| vgg                                      | recognize, extract; an encoder to begin with (without |
+|                                          | a head nothing else): --config.init.encoder=RUN       |
 | diffusers: a folder with model_index.json| generate, extract --texts                             |
 | clip: a folder with its tokenizer        | recognize --descriptions, extract, search, to judge   |
 |                                          | what a diffusion run draws (--matcher, --features)    |
@@ -64,6 +65,8 @@ def _run() -> None:
     devices.set_up()
     made = convert(epath.Path(FLAGS.path))
     if FLAGS.classes:
+        if not made.class_names:
+            raise InputError("--classes names the classes of a VGG with a head; this has none.")
         made = made._replace(class_names=_read_names(len(made.class_names)))
     _write(FLAGS.run, made)
     print(FLAGS.run)
@@ -97,8 +100,9 @@ def _write(path: str, made: converted.Converted) -> None:
         config.data.tokenizer = str(epath.Path(path) / "tokenizer.json")
     run = folder.create(path, config.task)
     files.write_text(run.config, config_lib.to_json(config))
-    words = made.tokenizer or tokenizer.train(["a"], tokenizer.SMALLEST_VOCABULARY).json
-    files.write_text(run.tokenizer, words)
+    if made.tokenizer or config.task != "weights":  # the others are opened with one, read or not
+        words = made.tokenizer or tokenizer.train(["a"], tokenizer.SMALLEST_VOCABULARY).json
+        files.write_text(run.tokenizer, words)
     facts = {"name": "converted", "fingerprint": "", "splits": {}}
     files.write_json(run.data, facts | {"class_names": made.class_names})
     record = provenance.collect(sys.argv, config_lib.fingerprint(config), "")

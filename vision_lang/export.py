@@ -2,16 +2,23 @@
 
     python -m vision_lang.export --run=RUN --network=unet --out=diffusion_pytorch_model.safetensors
 
-| --network    | of a run of                          | layout                               |
-|--------------|--------------------------------------|--------------------------------------|
-| unet         | diffusion                            | diffusers' UNet2DConditionModel      |
-| autoencoder  | diffusion                            | diffusers' AutoencoderKL             |
-| text_encoder | diffusion, contrastive               | transformers' CLIPTextModel          |
-| decoder      | captioning                           | transformers' GPT2LMHeadModel        |
-| encoder      | recognition, captioning, contrastive | torchvision's VGG                    |
+| --network      | of a run of                          | layout                               |
+|----------------|--------------------------------------|--------------------------------------|
+| unet           | diffusion                            | diffusers' UNet2DConditionModel      |
+| autoencoder    | diffusion, autoencoder               | diffusers' AutoencoderKL             |
+| text_encoder   | diffusion, contrastive, clip         | transformers' CLIPTextModel, or      |
+|                |                                      | T5EncoderModel where it is a T5      |
+| vision_encoder | clip, features                       | transformers' CLIPVisionModel        |
+| clip           | clip                                 | transformers' CLIPModel              |
+| decoder        | captioning                           | transformers' GPT2LMHeadModel        |
+| encoder        | recognition, captioning, contrastive | torchvision's VGG; Keras's where     |
+|                |                                      | config.model.preprocessing=keras     |
 
-The averaged weights are written where there are any, LoRA's updates merged. What the library wants
-beside them, config.json and a tokenizer, is that of the folder that the run was converted from.
+A network that was converted alone is written likewise. A VGG in Keras's layout may also go to
+--out=FILE.h5, which Keras's load_weights reads. What an encoder's pictures were preprocessed by
+stands in the metadata of a safetensors file. The averaged weights are written where there are any,
+LoRA's updates merged. What the library wants beside them, config.json and a tokenizer, is that of
+the folder that the run was converted from.
 """
 
 from __future__ import annotations
@@ -39,41 +46,50 @@ def main() -> None:
 
 
 def _run() -> None:
-    from safetensors.numpy import save
-
-    from vision_lang.pretrained import layout
+    from vision_lang.pretrained import layout, tensors
     from vision_lang.runs import folder
     from vision_lang.training import setup
 
     rows_of = choose(NETWORKS, FLAGS.network, "network (--network)")
     out = epath.Path(FLAGS.out)
-    if not FLAGS.out.endswith(".safetensors"):
+    if not FLAGS.out.endswith((".safetensors", *tensors.HDF5)):
         raise InputError("Say where to write the weights: --out=FILE.safetensors.")
     if out.exists() and not FLAGS.overwrite:
         raise InputError(f"'{out}' is there already; --overwrite replaces it.")
     config = folder.open(FLAGS.run.rpartition("@")[0] or FLAGS.run).read_config()
     spec = f"{FLAGS.run}:{FLAGS.weights}" if FLAGS.weights else FLAGS.run
     source, found = setup.weights_of(spec)
-    own = {}
-    for path, array in found.items():
-        collection, _, rest = path.partition("/")
-        if rest.startswith(FLAGS.network + "/"):
-            own[f"{collection}/{rest.removeprefix(FLAGS.network + '/')}"] = array
-    if not own:
+    own = _parts(found, WHOLE if FLAGS.network == "clip" else {FLAGS.network: ""})
+    if not own or (FLAGS.network == "clip" and config.task != "clip"):
         raise InputError(f"Run '{FLAGS.run}' has no network '{FLAGS.network}'.")
+    encoder = FLAGS.network == "encoder"
+    if FLAGS.out.endswith(tensors.HDF5) and not (encoder and _of_keras(config)):
+        raise InputError("Only a VGG of Keras's is written as .h5: --out=FILE.safetensors.")
+    metadata = {"preprocessing": config.model.preprocessing} if encoder else {}
     try:
-        tensors = layout.write(layout.nested(own), rows_of(config))
+        found = layout.write(layout.nested(own), rows_of(config))
     except ValueError as error:
         raise InputError(
             f"The {FLAGS.network} of '{FLAGS.run}' is not of the published architecture: {error}."
         ) from error
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(save(tensors, metadata={"format": "pt"}))
+        tensors.write(out, found, metadata)
     except OSError as error:
         raise InputError(f"'{out}' cannot be written: {error.strerror or error}.") from error
-    logging.info("%d tensors of %s", len(tensors), source)
+    logging.info("%d tensors of %s", len(found), source)
     print(out)
+
+
+def _parts(found: dict[str, Any], parts: dict[str, str]) -> dict[str, Any]:
+    """Of variables by path, 'params/unet/...', those of the given networks under other names."""
+    own = {}
+    for path, array in found.items():
+        collection, _, rest = path.partition("/")
+        for part, name in parts.items():
+            if rest.startswith(part + "/"):
+                own["/".join(filter(None, (collection, name, rest[len(part) + 1 :])))] = array
+    return own
 
 
 def _demand(what: str, **fields: tuple[Any, Any]) -> None:
@@ -99,7 +115,6 @@ def _autoencoder(config: ConfigDict) -> Any:
 
 def _text_encoder(config: ConfigDict) -> Any:
     from vision_lang.pretrained import clip, t5
-    from vision_lang.pretrained.layout import under
 
     spec = config.get("model", {}).get("text", {})
     if "buckets" in spec or config.get("network") == "t5_encoder":
@@ -107,8 +122,26 @@ def _text_encoder(config: ConfigDict) -> Any:
     if spec:
         slopes = tuple(spec.distance_slopes)
         _demand("model.text", causal=(spec.causal, True), distance_slopes=(slopes, ()))
-    rows = under(clip.TEXT, "text_model", "")
-    return tuple(row._replace(ours=row.ours.removeprefix("/")) for row in rows)
+    return _at_root(clip.TEXT, "text_model")
+
+
+def _vision_encoder(config: ConfigDict) -> Any:
+    from vision_lang.pretrained import clip
+
+    return _at_root(clip.VISION, "vision_model")
+
+
+def _clip(config: ConfigDict) -> Any:
+    from vision_lang.pretrained import clip
+
+    return clip.ROWS
+
+
+def _at_root(rows: Any, published: str) -> Any:
+    """The rows of a network that is a run's own, not a part of another."""
+    from vision_lang.pretrained.layout import under
+
+    return tuple(r._replace(ours=r.ours.removeprefix("/")) for r in under(rows, published, ""))
 
 
 def _decoder(config: ConfigDict) -> Any:
@@ -129,13 +162,22 @@ def _encoder(config: ConfigDict) -> Any:
     )
     if spec.head == "pool":
         raise ValueError("model.encoder.head=pool, where dense is published")
-    return vgg.ROWS["torchvision"](spec)
+    return vgg.ROWS["keras" if _of_keras(config) else "torchvision"](spec)
 
 
+def _of_keras(config: ConfigDict) -> bool:
+    """Whether the weights are in Keras's layout: it tells how pictures are preprocessed."""
+    return config.model.preprocessing == "keras" and not config.model.encoder.batch_norm
+
+
+# A CLIP's networks -> its published parts.
+WHOLE = {"text_encoder": "text_model", "vision_encoder": "vision_model", "projections": ""}
 NETWORKS: dict[str, Callable[[ConfigDict], Any]] = {
     "unet": _unet,
     "autoencoder": _autoencoder,
     "text_encoder": _text_encoder,
+    "vision_encoder": _vision_encoder,
+    "clip": _clip,
     "decoder": _decoder,
     "encoder": _encoder,
 }

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vision_lang import pretrained
 from vision_lang.models.vgg import VGG, VGGS, VGGSpec
 
 torch = pytest.importorskip("torch")
@@ -268,3 +269,19 @@ def test_every_layer_of_keras(monkeypatch, name, size, grid):
     assert seen.keys() == features.keys() | {"logits"}
     for layer, output in seen.items():
         close({**features, "logits": logits}[layer], output, layer, exact[layer])
+
+
+def test_keras_reads_what_is_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    keras = pytest.importorskip("keras")
+
+    def make():
+        return keras.applications.VGG16(weights=None, input_shape=(32, 32, 3), classes=5)
+
+    theirs, again = make(), make()
+    theirs.save_weights(tmp_path / "there.weights.h5")
+    model, variables = pretrained.load("vgg", tmp_path / "there.weights.h5")
+    pretrained.save(model, variables, tmp_path / "ours.h5")
+    again.load_weights(tmp_path / "ours.h5")
+    for first, second in zip(theirs.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_array_equal(first, second)

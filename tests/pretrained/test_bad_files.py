@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from vision_lang import pretrained
 from vision_lang.errors import InputError
+from vision_lang.pretrained import tensors as files
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
 
@@ -148,10 +149,35 @@ def test_an_option_that_is_not_built_is_named(gpt2):
     config = json.loads((gpt2 / "config.json").read_text())
     (gpt2 / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
     refused("gpt2", gpt2, "activation_function='relu'", "'gelu_new'")
+    (gpt2 / "config.json").write_text(json.dumps(config | {"n_head": 5}))
+    refused("gpt2", gpt2, "no multiple of its heads=5")
+    (gpt2 / "config.json").write_text(json.dumps(config | {"n_embd": "wide"}))
+    refused("gpt2", gpt2, "n_embd='wide' is no number")
     (gpt2 / "config.json").write_text("{")
     refused("gpt2", gpt2, "config.json", "JSON")
     (gpt2 / "config.json").unlink()
     refused("gpt2", gpt2, "no", "config.json")
+
+
+def test_a_type_that_numpy_has_not(gpt2):
+    """float8, as some publish: here as a header without torch."""
+    spoilt = {"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    header = json.dumps(spoilt).encode()
+    content = len(header).to_bytes(8, "little") + header + b"\0\0"
+    (gpt2 / "model.safetensors").write_bytes(content)
+    found = files.open(gpt2)
+    with pytest.raises(InputError, match="F8_E4M3"):
+        found["x"]
+
+
+def test_a_folder_for_several_libraries(gpt2):
+    (gpt2 / "model.safetensors").rename(gpt2 / "pytorch_model.bin")
+    (gpt2 / "tf_model.h5").write_bytes(b"")
+    refused("gpt2", gpt2, "is a pickle", "from_torch")
+
+
+def test_a_part_of_a_whole_folder_must_be_named():
+    refused("unet", REFERENCES / "pipeline", "name one of", "text_encoder, unet, vae")
 
 
 def test_paths_that_hold_no_weights(tmp_path):

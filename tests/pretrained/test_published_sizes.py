@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[Any, int]] = {
         ),
         123_060_480,
     ),
-    "vgg": (vgg.PublishedVGG(VGG(VGGS["16"], 1000), "torchvision"), 138_357_544),
+    "vgg": (vgg.PublishedVGG(VGG(VGGS["16"], 1000), "torchvision", "torchvision"), 138_357_544),
     "gpt2": (gpt2.PublishedGPT2(TextDecoder(TEXT_DECODERS["gpt2"], 50257, 1024)), 124_439_808),
 }
 

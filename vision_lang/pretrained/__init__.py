@@ -29,7 +29,7 @@ import numpy as np
 from etils import epath
 
 from vision_lang.errors import choose
-from vision_lang.pretrained import layout
+from vision_lang.pretrained import layout, tensors
 
 # kind -> the module and its function that reads a path; loaded when asked for.
 KINDS = {
@@ -78,14 +78,12 @@ def load(kind: str, path: Any) -> Loaded:
 
 
 def save(model: Any, variables: Any, path: Any) -> None:
-    """Writes variables as a safetensors file in the layout that they are published in.
+    """Writes variables in the layout that they are published in.
 
     Args:
       model: what `load` returned, or another of its kind.
       variables: of its network.
-      path: the file, whose folder is there.
+      path: a .safetensors file, whose folder is there; an .h5 of a network of Keras's.
     """
-    from safetensors.numpy import save as to_bytes
-
     found: dict[str, np.ndarray] = layout.write(variables, model.rows())
-    epath.Path(path).write_bytes(to_bytes(found, metadata={"format": "pt"}))
+    tensors.write(epath.Path(path), found, {})

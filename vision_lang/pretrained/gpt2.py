@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision_lang.errors import InputError
+from vision_lang.models import text_decoder
 from vision_lang.models.text_decoder import DecoderSpec, TextDecoder
 from vision_lang.pretrained import layout, tensors
 from vision_lang.pretrained.layout import DENSE_IN_OUT, NORM, TABLE, Row, under
@@ -111,6 +112,7 @@ def build(config: Options) -> PublishedGPT2:
         mlp_ratio=config.get("n_inner", 4 * width) / width,
         dropout=config.get("resid_pdrop", 0.1),
     )
+    text_decoder.check(spec)
     return PublishedGPT2(
         TextDecoder(
             spec=spec,

@@ -35,19 +35,30 @@ class Options:
         return Options(part, f"{self.source}, {name}")
 
     def __getitem__(self, name: str) -> Any:
-        """A field that must be there.
+        """A size, or a list of them, that must be there.
 
         Raises:
-          InputError: it is not.
+          InputError: it is not, or is a text.
         """
         if name not in self.fields:
             raise InputError(f"{self.source} has no '{name}': it is another architecture's.")
-        return self.fields[name]
+        return self._size(name)
 
     def get(self, name: str, default: Any) -> Any:
-        """A field, or the library's default where it is missing or null."""
-        value = self.fields.get(name)
-        return default if value is None else value
+        """A field, or the library's default where it is missing or null.
+
+        Raises:
+          InputError: it is a text where the default is a number.
+        """
+        if self.fields.get(name) is None:
+            return default
+        return self._size(name) if isinstance(default, int | float) else self.fields[name]
+
+    def _size(self, name: str) -> Any:
+        value = self.fields[name]
+        if isinstance(value, str | dict):
+            raise InputError(f"{self.source}: {name}={value!r} is no number.")
+        return value
 
     def demand(self, **only: tuple[Any, ...]) -> None:
         """Demands of each field that it is missing or one of the values that are built here.

@@ -7,6 +7,7 @@ downloaded, and nothing is unpickled.
 from __future__ import annotations
 
 import collections
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from vision_lang.errors import InputError
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle")
 HDF5 = (".h5", ".hdf5")
 INDEX = ".safetensors.index.json"
+OTHERS = ("tf_model.h5",)  # transformers' own for TensorFlow, with other names than all others
 HALF = {np.dtype(np.float16), np.dtype(jnp.bfloat16)}
 
 
@@ -125,8 +127,24 @@ def config_beside(path: Any) -> dict[str, Any]:
       InputError: there is none, or it is no JSON object.
     """
     path = _there(path)
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(file, "which says how the network is built")
+    inside = path if path.is_dir() else path.parent
+    what = "which says how the network is built"
+    if (inside / "model_index.json").exists():
+        parts = sorted(p.name for p in inside.iterdir() if (p / "config.json").exists())
+        what += f". This is a whole folder of diffusers: name one of {', '.join(parts)} in it"
+    return read_json(inside / "config.json", what)
+
+
+def folder(path: Any) -> epath.Path:
+    """The path of a folder.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = _there(path)
+    if not path.is_dir():
+        raise InputError(f"'{path}' is a file; name the folder that it lies in.")
+    return path
 
 
 def read_json(file: epath.Path, what: str) -> dict[str, Any]:
@@ -153,7 +171,7 @@ def _weights_in(folder: epath.Path) -> epath.Path:
     """The file of weights of a folder; an index goes before its shards."""
     names = sorted(p.name for p in folder.iterdir())
     indices = [n for n in names if n.endswith(INDEX)]
-    files = indices or [n for n in names if n.endswith((".safetensors", *HDF5))]
+    files = indices or [n for n in names if n.endswith((".safetensors", *HDF5)) and n not in OTHERS]
     # One that names no variant, as '.fp16', goes before those that do.
     plain = [n for n in files if n.removesuffix(INDEX).removesuffix(".safetensors").count(".") == 0]
     files = plain if len(plain) == 1 else files
@@ -181,9 +199,18 @@ def _open_safetensors(file: epath.Path) -> tuple[dict[str, Entry], dict[str, str
             f"{file.stat().length:,} bytes. Fetch it again."
         ) from error
 
+    def read(name: str) -> np.ndarray:
+        try:
+            return handle.get_tensor(name)
+        except (SafetensorError, AttributeError) as error:  # of types that NumPy has not
+            dtype = handle.get_slice(name).get_dtype()
+            raise InputError(
+                f"'{file}': '{name}' holds {dtype}, which is not read; cast it to float32."
+            ) from error
+
     def entry(name: str) -> Entry:
         shape = tuple(handle.get_slice(name).get_shape())
-        return Entry(shape, lambda: handle.get_tensor(name))
+        return Entry(shape, lambda: read(name))
 
     return {name: entry(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
 
@@ -219,3 +246,37 @@ def _open_hdf5(file: epath.Path) -> Tensors:
 
     handle.visititems(collect)
     return Tensors(file, entries)
+
+
+def write(file: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, or what Keras's `load_weights` reads if it is called .h5.
+
+    Args:
+      tensors: by name; 'block1_conv1.kernel' in Keras's.
+      metadata: what a safetensors file says of itself beside its format.
+    """
+    if file.name.endswith(HDF5):
+        file.write_bytes(_to_hdf5(tensors))
+        return
+    from safetensors.numpy import save
+
+    file.write_bytes(save(dict(tensors), metadata={"format": "pt", **metadata}))
+
+
+def _to_hdf5(tensors: Mapping[str, np.ndarray]) -> bytes:
+    """Keras 2's layout, a group for each layer, which Keras 3 reads too."""
+    import h5py
+
+    layers: dict[str, list[str]] = {}
+    for name in sorted(tensors, key=lambda n: (n.rpartition(".")[0], n.endswith(".bias"))):
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["layer_names"] = [layer.encode() for layer in layers]
+        for layer, names in layers.items():
+            group = file.create_group(layer)
+            theirs = [f"{layer}/{name.rpartition('.')[2]}:0" for name in names]
+            group.attrs["weight_names"] = [name.encode() for name in theirs]
+            for there, name in zip(theirs, names, strict=True):
+                group[there] = tensors[name]
+    return content.getvalue()

@@ -6,6 +6,7 @@ preprocessing the weights were trained with is a fact about their source, and go
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -31,16 +32,14 @@ KERAS_HEAD = {"fc1": "fc6", "fc2": "fc7", "predictions": "logits"}
 class PublishedVGG:
     """Attributes:
     net: the network.
-    source: whose weights: "torchvision" | "timm" | "keras".
+    source: whose layout: "torchvision" | "timm" | "keras".
+    preprocessing: the row of tasks.preprocessing.PREPROCESSINGS that the weights were trained with.
+      What vision_lang.export wrote says so itself.
     """
 
     net: VGG
     source: str
-
-    @property
-    def preprocessing(self) -> str:
-        """The row of tasks.preprocessing.PREPROCESSINGS that the weights were trained with."""
-        return "keras" if self.source == "keras" else "torchvision"
+    preprocessing: str
 
     def apply(self, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         """images: [B, H, W, 3], preprocessed. Returns `logits` [B, classes], where there is a head,
@@ -65,14 +64,18 @@ def read(path: Any) -> tuple[PublishedVGG, Any]:
     """Returns the network and its variables."""
     found = tensors.open(path)
     if found.source.name.endswith(tensors.HDF5):
-        source, found = "keras", _named_layers(found)
+        found = _named_layers(found)
+    if any(name.startswith("block1_conv1.") for name in found):
+        source = "keras"
         spec = _of_keras(found)
     else:
         source = "timm" if any(name.startswith("pre_logits.") for name in found) else "torchvision"
         spec = _of_torch(found, source)
     last = {"keras": "predictions.bias", "timm": "head.fc.bias", "torchvision": "classifier.6.bias"}
     classes = 0 if spec.head == "none" else found.shape(last[source])[0]
-    model = PublishedVGG(VGG(spec, classes), source)
+    usual = "keras" if source == "keras" else "torchvision"
+    preprocessing = found.metadata.get("preprocessing", usual)
+    model = PublishedVGG(VGG(spec, classes), source, preprocessing)
     return model, layout.read(found, model.shapes(), model.rows(), IGNORED)
 
 
@@ -96,9 +99,11 @@ def _of_torch(found: Tensors, source: str) -> VGGSpec:
         else ["classifier.0", "classifier.3"]
     )
     hidden = tuple(found.shape(f"{n}.weight")[0] for n in dense if f"{n}.weight" in found)
-    return VGGSpec(
-        tuple(map(tuple, stages)), hidden, batch_norm=batch_norm, head="dense" if hidden else "none"
-    )
+    spec = VGGSpec(tuple(map(tuple, stages)), hidden, batch_norm=batch_norm, head="dense")
+    if not hidden:
+        return dataclasses.replace(spec, head="none")
+    places = math.prod(found.shape(f"{dense[0]}.weight")[1:]) / stages[-1][-1]
+    return dataclasses.replace(spec, grid=_grid(places, found))
 
 
 def _of_keras(found: Tensors) -> VGGSpec:
@@ -113,10 +118,15 @@ def _of_keras(found: Tensors) -> VGGSpec:
         return spec
     hidden = tuple(found.shape(f"{name}.kernel")[1] for name in ("fc1", "fc2"))
     places = found.shape("fc1.kernel")[0] / spec.stages[-1][-1]
+    return VGGSpec(spec.stages, hidden, grid=_grid(places, found))
+
+
+def _grid(places: float, found: Tensors) -> int:
+    """The side of the map that the first dense layer reads."""
     grid = math.isqrt(int(places))
     if grid**2 != places:
-        raise InputError(f"'{found.source}': fc1 reads a map that is not square.")
-    return VGGSpec(spec.stages, hidden, grid=grid)
+        raise InputError(f"'{found.source}': its dense layers read a map that is not square.")
+    return grid
 
 
 def _named_layers(found: Tensors) -> Tensors:

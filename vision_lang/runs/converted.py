@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 from vision_lang import pretrained
 from vision_lang.data import presets
 from vision_lang.data.tokenizer import Tokenizer
-from vision_lang.errors import InputError, choose
+from vision_lang.errors import InputError
 from vision_lang.models.inception import PUBLISHED_SHA256, SIDE
 from vision_lang.models.vgg import SMALLEST
-from vision_lang.pretrained import tensors, tokenizers
+from vision_lang.pretrained import scheduler, tensors, tokenizers
 from vision_lang.pretrained.options import Options
 from vision_lang.runs import config as config_lib
 from vision_lang.tasks import clip
@@ -55,8 +55,17 @@ def _vgg(path: epath.Path) -> Converted:
 
     model, variables = pretrained.load("vgg", path)
     spec = model.net.spec
+    renamed = {collection: {"encoder": tree} for collection, tree in variables.items()}
     if spec.head == "none":
-        raise InputError(f"'{path}' has no head: it recognises nothing.")  # and has no resolution
+        logging.info(
+            "It has no head: an encoder to begin with, by config.init.encoder where "
+            "config.model.preprocessing=%s.", model.preprocessing,
+        )  # fmt: skip
+        config = _weights("vgg", "encoder")
+        config.model = {
+            "encoder": dataclasses.asdict(spec), "preprocessing": model.preprocessing
+        }  # fmt: skip
+        return Converted(config, renamed, "", [])
     config = _config("recognition", "data=folder")
     config.model.encoder = ConfigDict(dataclasses.asdict(spec))
     config.model.preprocessing = model.preprocessing
@@ -64,14 +73,13 @@ def _vgg(path: epath.Path) -> Converted:
     config.data.crop = "random_resized_crop"  # the centre, where nothing is learnt
     config.augmentation.pad = 0
     names = [str(i) for i in range(model.net.classes)]
-    renamed = {collection: {"encoder": tree} for collection, tree in variables.items()}
     return Converted(config, renamed, "", names)
 
 
 def _diffusers(path: epath.Path) -> Converted:
     """A folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/ model_index.json`."""
 
-    tensors.read_json(path / "model_index.json", "which a folder of diffusers has")
+    tensors.read_json(tensors.folder(path) / "model_index.json", "which a folder of diffusers has")
     unet, unet_variables = pretrained.load("unet", path / "unet")
     vae, vae_variables = pretrained.load("autoencoder", path / "vae")
     text, text_variables = pretrained.load("clip_text", path / "text_encoder")
@@ -97,64 +105,17 @@ def _diffusers(path: epath.Path) -> Converted:
     config.data.text_length = text.net.max_length
     config.text_mask = "none"
     file = path / "scheduler" / "scheduler_config.json"
-    scheduler = Options(tensors.read_json(file, "the noise levels"), file)
-    _set_diffusion(config, scheduler)
+    trained, drawn = scheduler.read(Options(tensors.read_json(file, "the noise levels"), file))
+    config.diffusion.update(
+        trained, weighting="uniform", time_sampling="uniform", gradient_weight=0.0, mean_weight=1.0
+    )
+    config.sampling.update(drawn, steps=50, guidance=7.5, shift=1.0, clip="none", eta=0.0)
     variables = {
         "unet": unet_variables["params"],
         "text_encoder": text_variables["params"]["text_model"],
         "autoencoder": vae_variables["params"],
     }
     return Converted(config, {"params": variables}, tokenizers.read(path / "tokenizer"), [])
-
-
-BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x"}
-SPACINGS = ("trailing", "leading", "leading_1")
-SAMPLERS = {
-    "DDIMScheduler": "ddim",
-    "DDPMScheduler": "ddpm",
-    "EulerDiscreteScheduler": "euler",
-    "HeunDiscreteScheduler": "heun",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-}
-
-
-def _set_diffusion(config: ConfigDict, scheduler: Any) -> None:
-    """The noise levels and the sampler of a scheduler's config; training as it was done."""
-    schedule = scheduler.get("beta_schedule", "linear")
-    start, end = choose(BETAS, schedule, f"beta_schedule in {scheduler.source}")
-    scheduler.demand(
-        num_train_timesteps=(1000,),
-        beta_start=(start,),
-        beta_end=(end,),
-        trained_betas=(None,),
-        rescale_betas_zero_snr=(False,),
-        clip_sample=(False,),
-        thresholding=(False,),
-        use_karras_sigmas=(False, None),
-    )
-    diffusion, sampling = config.diffusion, config.sampling
-    diffusion.schedule = schedule
-    diffusion.prediction = choose(
-        PREDICTIONS, scheduler.get("prediction_type", "epsilon"), "prediction_type"
-    )
-    diffusion.weighting = "uniform"
-    diffusion.time_sampling = "uniform"
-    diffusion.gradient_weight, diffusion.mean_weight = 0.0, 1.0
-    theirs = scheduler.get("_class_name", "")
-    sampling.sampler = SAMPLERS.get(theirs, "dpmpp_2m")
-    spacing = scheduler.get("timestep_spacing", "leading")
-    if spacing == "leading" and (offset := scheduler.get("steps_offset", 0)):
-        spacing = f"leading_{offset}"
-    sampling.spacing = spacing if spacing in SPACINGS else "trailing"
-    if theirs not in SAMPLERS or spacing not in SPACINGS:
-        logging.info(
-            "%s with %s spacing is not built here: this run draws with %s, %s.",
-            theirs, spacing, sampling.sampler, sampling.spacing,
-        )  # fmt: skip
-    sampling.update(steps=50, guidance=7.5, shift=1.0, clip="none", eta=0.0)
-    if theirs == "DDIMScheduler" and not scheduler.get("set_alpha_to_one", True):
-        sampling.final_sigma = "sigma_min"
 
 
 def _clip(path: epath.Path) -> Converted:
@@ -252,6 +213,14 @@ def _features(model: dict[str, Any], resolution: int, crop: str) -> ConfigDict:
     )
 
 
+def _weights(kind: str, part: str) -> ConfigDict:
+    """The config of a network that other runs begin with."""
+    return ConfigDict({"task": "weights", "network": kind, "part": part, "ema": {}})
+
+
+READ_TEXTS = ("decoder", "text_encoder")
+
+
 def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Converted]:
     """Weights of one network, for config.init.<part> of other runs."""
 
@@ -264,8 +233,13 @@ def _alone(kind: str, part: str, network: str = "") -> Callable[[epath.Path], Co
         folder = path if path.is_dir() else path.parent
         names = ("tokenizer.json", "vocab.json")
         words = tokenizers.read(folder) if any((folder / n).exists() for n in names) else ""
-        config = ConfigDict({"task": "weights", "network": kind, "part": part, "ema": {}})
-        return Converted(config, {"params": {part: params}}, words, [])
+        if part in READ_TEXTS and not words:
+            logging.warning(
+                "'%s' has no tokenizer.json, nor vocab.json: who begins with these weights needs "
+                "theirs, as config.data.tokenizer. transformers writes it: "
+                "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER).", folder,
+            )  # fmt: skip
+        return Converted(_weights(kind, part), {"params": {part: params}}, words, [])
 
     return convert
 
