@@ -8,6 +8,7 @@ from PIL import Image
 
 from tests.data.conftest import encode
 from vision_lang.data import images
+from vision_lang.data.builders import folder_files
 
 BLUE = (0, 0, 255)
 
@@ -53,6 +54,23 @@ def test_damaged_files_are_named_as_such(content: bytes) -> None:
         images.decode(content, BLUE)
     with pytest.raises(images.BadImage):
         images.normalise(content)
+
+
+def test_the_formats_are_those_of_the_endings() -> None:
+    known = Image.registered_extensions()
+    assert {known[ending] for ending in folder_files.PICTURE_ENDINGS} == set(images.FORMATS)
+    with pytest.raises(images.BadImage, match="not a picture in a format that is read: PNG"):
+        images.decode(encode(BLACK, "PCX"), BLUE)
+
+
+def test_the_size_is_checked_before_the_pixels_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGEST_PICTURE", 64 * 64)
+    assert images.decode(encode(BLACK), BLUE).shape == (64, 64, 3)
+    monkeypatch.setattr(images, "LARGEST_PICTURE", 64 * 64 - 1)
+    cut = encode(BLACK)[:-30]  # would be reported as such, were it read
+    for content in (encode(BLACK), cut):
+        with pytest.raises(images.BadImage, match="64 x 64 pixels, more than the 4,095 allowed"):
+            images.decode(content, BLUE)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

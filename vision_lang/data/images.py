@@ -1,4 +1,4 @@
-"""Encoded picture bytes -> RGB array, for every mode that PIL reads."""
+"""Encoded picture bytes -> RGB array, for every mode of the formats that are read here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 PLAIN_MODES = {"PNG": ("RGB", "L", "RGBA"), "JPEG": ("RGB", "L")}
 EXIF_ORIENTATION = 0x0112
+# What the endings of builders/folder_files.py stand for, and nothing else that PIL knows: its
+# reader of EPS starts Ghostscript, and many others see little use. TGA has no mark to be known by:
+# last but for AVIF, which an old PIL lacks.
+FORMATS = (
+    "PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "ICO", "JPEG2000", "TGA", "AVIF",
+)  # fmt: skip
+# A file of a few bytes can announce any size. The largest cameras have about 2**27 pixels (134
+# megapixels), which take 0.4 GB of memory.
+LARGEST_PICTURE = 2**27
 
 
 class BadImage(Exception):
@@ -24,14 +33,15 @@ def decode(encoded: bytes, background: Sequence[int]) -> np.ndarray:
     applies it once, while preparing.
 
     Args:
-      encoded: the bytes of a PNG, JPEG or any other file that PIL reads (first frame).
+      encoded: the bytes of a file in one of FORMATS (its first frame, where there are several).
       background: RGB, 0..255.
 
     Returns:
       uint8 [H, W, 3].
 
     Raises:
-      BadImage: the bytes are no picture, are cut short or damaged.
+      BadImage: the bytes are no picture, are cut short or damaged, or it is larger than
+        LARGEST_PICTURE.
     """
     image = to_rgb(_load(encoded), background)
     return np.asarray(image)
@@ -81,13 +91,23 @@ def has_alpha(image: Image.Image) -> bool:
 def _load(encoded: bytes) -> Image.Image:
     """Opens and fully decodes; every way in which PIL reports damage becomes BadImage."""
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+        _check_size(image)
         image.load()
+        _check_size(image)  # what is inside of an ICO is larger than announced, if it likes
+    except BadImage:
+        raise
     except UnidentifiedImageError as error:  # its own text is only an object's address
-        raise BadImage("not a picture in a format that PIL reads") from error
+        raise BadImage(f"not a picture in a format that is read: {', '.join(FORMATS)}") from error
     except Exception as error:  # noqa: BLE001  (OSError, SyntaxError, ValueError, struct.error...)
         raise BadImage(" ".join(f"{type(error).__name__}: {error}".split())) from error
     return image
+
+
+def _check_size(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > LARGEST_PICTURE:
+        raise BadImage(f"{width} x {height} pixels, more than the {LARGEST_PICTURE:,} allowed")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -96,7 +116,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         if image.mode == "F":
             raise BadImage("floating-point pictures have no fixed range; save them as 8 or 16 bit")
         return image
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int32)
     if values.max(initial=0) > 255:  # 65535 -> 255, rounded
         values = (np.clip(values, 0, 65535) * 255 + 32767) // 65535
     return Image.fromarray(values.astype(np.uint8))
