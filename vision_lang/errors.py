@@ -14,6 +14,14 @@ class InputError(ValueError):
     """Wrong input (a config value, a file, a prompt). Commands print its sentence, exit with 2."""
 
 
+def printable(text: str) -> str:
+    r"""The text with control characters and halves of surrogate pairs as \n, \x1b, \ud800.
+
+    For names that others chose: none may write a line of its own into a log, or steer a terminal.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def suggestion(name: str, known: list[str]) -> str:
     """Returns " Did you mean 'x'?" for the closest known name, or a list of the known ones."""
     close = difflib.get_close_matches(str(name), known, n=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import app, flags, logging
 from etils import epath
 
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, printable
 
 FLAGS = flags.FLAGS
 BAD_INPUT = 2  # exit code
@@ -56,7 +56,8 @@ def run(
         else:
             main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Some sentences have several lines; what else moves a terminal's cursor is not ours.
+        print("error:", "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         sys.exit(BAD_INPUT)
 
 
@@ -78,7 +79,7 @@ def report_bad(bad: Mapping[str, str], total: int, what: str) -> None:
     """Names what could not be read, {name: why}, of `total` pictures or texts (`what` it is), and
     ends with exit code 1; if there is nothing, nothing happens."""
     for name, reason in bad.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
+        print(f"error: {printable(f'{name}: {reason}')}", file=sys.stderr)
     if bad:
         print(f"{len(bad)} of {total} {what} could not be read.", file=sys.stderr)
         sys.exit(1)

@@ -224,6 +224,49 @@ def test_a_broken_record_keeps_its_slot_with_weight_zero(
     assert caplog.text.count("Broken record") == 2
 
 
+def test_any_name_of_a_broken_record_reaches_the_log_in_one_line(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    features = f.FeaturesDict({"image": f.Image(), "file_name": f.Text()})
+    names = ["a\tb\nc.png", "\x1b[2J\u2028.png"]
+    examples = [{"image": b"\x89PNG broken", "file_name": name} for name in names]
+    path = write_tfds(tmp_path, "numbers", features, {"test": examples})
+    data = config("numbers", path=str(path), resolution=8, max_bad_share=1.0)
+    source = sources.prepare(data).open("test")
+    batches = pipeline.eval_batches(source, None, data=data, batch_size=2)
+    assert next(batches)["weight"].tolist() == [0, 0]
+    said = sorted(message for message in caplog.messages if message.startswith("Broken record"))
+    assert len(said) == 2 and all(message.isprintable() for message in said)
+    assert r" \x1b[2J\u2028.png (" in said[0] and r" a\tb\nc.png (" in said[1]
+    data = config("numbers", path=str(path), resolution=8, max_bad_share=0.0)
+    with pytest.raises(InputError, match=r"a\\tb\\nc\.png") as caught:
+        next(pipeline.eval_batches(source, None, data=data, batch_size=2))
+    assert str(caught.value).isprintable()
+
+
+def test_a_damaged_record_keeps_its_slot_with_weight_zero(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A disk that gives other bytes than were written, which checksums tell."""
+    source, data = make(config, tmp_path, max_bad_share=0.1)
+    reference = take(source, data, 2 * N // 4)
+    (file,) = tmp_path.rglob("*train.array_record*")
+    content = bytearray(file.read_bytes())
+    content[content.index(b"first 7")] ^= 1
+    file.write_bytes(content)
+    source = sources.prepare(data).open("train")
+    found = take(source, data, 2 * N // 4)
+    bad = np.concatenate([batch["label"] for batch in reference]) == 7
+    assert bad.sum() == 2
+    np.testing.assert_array_equal(np.concatenate([b["weight"] for b in found]) == 0, bad)
+    images = [np.concatenate([b["image"] for b in some])[~bad] for some in (found, reference)]
+    np.testing.assert_array_equal(*images)
+    (said,) = [message for message in caplog.messages if "Broken record" in message]
+    assert re.search(r"train\[\d+\] \(The prepared data in '.*numbers/1\.0\.0' are damaged", said)
+    with pytest.raises(InputError, match=r"prepared data in '.*numbers/1\.0\.0' are damaged"):
+        source.captions()
+
+
 def test_who_waits_for_an_evaluation_sees_its_batches(config: Config, tmp_path: Path) -> None:
     source, data = make(config, tmp_path)
     seen: list[tuple[int, int]] = []

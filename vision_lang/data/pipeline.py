@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from ml_collections import ConfigDict
 from vision_lang.data import augment
 from vision_lang.data.prefetch import Prefetch
 from vision_lang.data.reading import BadRecord, Source
-from vision_lang.errors import InputError, choose
+from vision_lang.errors import InputError, choose, printable
 from vision_lang.watching import watched
 
 S = TypeVar("S")
@@ -37,7 +38,8 @@ T = TypeVar("T")
 Batch = dict[str, np.ndarray]
 Encode = Callable[[str], tuple[np.ndarray, np.ndarray]]  # text -> ids int32 [L], mask bool [L]
 
-BAD = "bad"  # key under which a batch carries the names of broken records to the main process
+# Key under which a batch carries what is broken to the main process: JSON, [[name, reason], ...].
+BAD = "bad"
 SHARED_MEMORY_BYTES = 2**20  # arrays from here on reach the main process by shared memory
 NAMES_SHOWN = 10  # in a message
 ORDER_STREAM, EXAMPLE_STREAM = 0, 1  # second word of a generator's key, beside the seed
@@ -86,14 +88,14 @@ class _MakeBatch:
                 self._fill(batch, k, example_id, step, row)
             except BadRecord as error:
                 batch["weight"][k] = 0
-                bad.append(f"{error.name}\t{error.reason}")
+                bad.append((error.name, error.reason))
             except InputError:
                 raise
             except Exception as error:
-                name = _name(self.source, example_id)
+                name = printable(_name(self.source, example_id))
                 reason = f"{type(error).__name__}: {error}"
                 raise ExampleError(f"Example '{name}' could not be read: {reason}") from error
-        batch[BAD] = "\n".join(bad)
+        batch[BAD] = json.dumps(bad)
         return batch
 
     def _blank(self, size: int) -> dict[str, Any]:
@@ -178,14 +180,13 @@ class Batches(Iterator[Batch]):
 
     def __next__(self) -> Batch:
         batch = next(self._batches)
-        bad = batch.pop(BAD)
-        for entry in bad.split("\n") if bad else ():
-            name, _, reason = entry.partition("\t")
+        for name, reason in json.loads(batch.pop(BAD)):
             if name not in self.bad:
-                logging.warning("Broken record, left out with weight 0: %s (%s)", name, reason)
+                said = printable(f"{name} ({reason})")
+                logging.warning("Broken record, left out with weight 0: %s", said)
                 self.bad[name] = reason
         if len(self.bad) > self._allowed:
-            shown = ", ".join(list(self.bad)[:NAMES_SHOWN])
+            shown = printable(", ".join(list(self.bad)[:NAMES_SHOWN]))
             more = len(self.bad) - NAMES_SHOWN
             raise InputError(
                 f"{len(self.bad)} broken records in the {self._size} of the split "

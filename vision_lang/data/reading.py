@@ -7,6 +7,7 @@ and pictures are decoded by PIL. No TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -15,14 +16,19 @@ import numpy as np
 from tensorflow_datasets.proto import tf_example_pb2
 
 from vision_lang.data import images
+from vision_lang.data.builders.copies import Damaged
 from vision_lang.errors import InputError
 
 READ_CHUNK = 256  # records read at once when only texts or labels are wanted
 CACHE_BYTES = 256 * 2**20  # a split that is smaller on disk stays in a process's memory
+# How array_record tells of bytes that are not what was written, which it knows by checksums. (It
+# raises a RuntimeError then, as it does for a file that went away.)
+DAMAGE = ("Riegeli", "should be at least 64KB")
 
 
 class BadRecord(Exception):
-    """An example whose picture cannot be decoded: `name` of the example, `reason`."""
+    """An example that cannot be read, or whose picture cannot be decoded: `name` of the example,
+    `reason`."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)
@@ -37,10 +43,18 @@ class Records:
 
     A random read costs 50 to 200 us even from the page cache, as much as decoding a small
     picture and encoding its caption.
+
+    Args:
+      stored: the data source.
+      budget: bytes.
+      place: where they lie, for messages.
+
+    Raises (all methods):
+      Damaged: what is stored is not what was written.
     """
 
-    def __init__(self, stored: Any, budget: int):
-        self._stored, self._budget = stored, budget
+    def __init__(self, stored: Any, budget: int, place: str = ""):
+        self._stored, self._budget, self._place = stored, budget, place
         self._kept: dict[int, bytes] = {}
         self._room = budget
 
@@ -49,13 +63,18 @@ class Records:
 
     def __getitem__(self, index: int) -> bytes:
         record = self._kept.get(index)
-        return self._keep(index, self._stored[index]) if record is None else record
+        if record is None:
+            with self._damage():
+                record = self._keep(index, self._stored[index])
+        return record
 
     def many(self, indices: list[int]) -> list[bytes]:
         """Several at once: faster where they are not in memory."""
         missing = [index for index in indices if index not in self._kept]
-        read = zip(missing, self._stored.__getitems__(missing), strict=True) if missing else ()
-        fresh = {index: self._keep(index, record) for index, record in read}
+        with self._damage():
+            read = self._stored.__getitems__(missing) if missing else ()
+        found = zip(missing, read, strict=True)
+        fresh = {index: self._keep(index, record) for index, record in found}
         return [fresh[index] if index in fresh else self._kept[index] for index in indices]
 
     def _keep(self, index: int, record: bytes) -> bytes:
@@ -64,10 +83,19 @@ class Records:
             self._room -= len(record)
         return record
 
-    def __getstate__(self) -> tuple[Any, int]:
-        return self._stored, self._budget  # a worker fills its own memory
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if any(words in str(error) for words in DAMAGE):
+                raise Damaged(self._place, error) from error
+            raise
 
-    def __setstate__(self, state: tuple[Any, int]) -> None:
+    def __getstate__(self) -> tuple[Any, int, str]:
+        return self._stored, self._budget, self._place  # a worker fills its own memory
+
+    def __setstate__(self, state: tuple[Any, int, str]) -> None:
         self.__init__(*state)  # type: ignore[misc]
 
 
@@ -106,8 +134,11 @@ class Source:
         return len(self.records) if self.rows is None else len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises BadRecord where the picture cannot be decoded."""
-        fields = self._fields(int(index))
+        """Raises BadRecord where the record is damaged, or the picture cannot be decoded."""
+        try:
+            fields = self._fields(int(index))
+        except Damaged as error:
+            raise BadRecord(f"{self.split}[{index}]", str(error)) from error
         name = self._name(fields, int(index))
         seen = self._latents(fields, name) if self.latents else self._image(fields, name)
         labels = self._labels(fields)

@@ -187,7 +187,8 @@ def _shapes(data: ConfigDict) -> Any:
     if not config:
         config = str(next((s for s in SHAPES_SIZES if s >= data.resolution), SHAPES_SIZES[-1]))
     choose(Shapes.builder_configs, config, "size of the shapes world")
-    builder = Shapes(config=config, data_dir=data.dir, file_format="array_record")
+    with copies.described(epath.Path(data.dir) / Shapes.name / config):
+        builder = Shapes(config=config, data_dir=data.dir, file_format="array_record")
     copies.once(data.dir, builder.data_path, builder.download_and_prepare)
     return builder
 
@@ -200,7 +201,7 @@ def _open_tfds(data: ConfigDict, preset: presets.Preset) -> Any:
     for place in map(epath.Path, places):
         place = place.expanduser()
         if (place / "dataset_info.json").exists():
-            builder = tfds.builder_from_directory(place)
+            builder = copies.opened(place)
         elif place.is_dir():
             builder = _search(place, wanted)
         if builder is not None:
@@ -229,10 +230,11 @@ def _open_tfds(data: ConfigDict, preset: presets.Preset) -> Any:
 
 def _search(place: epath.Path, wanted: str) -> Any:
     """The builder of a prepared data set under a TFDS data_dir, or None."""
-    try:
-        return tfds.core.read_only_builder.builder_from_files(wanted, data_dir=str(place))
-    except (tfds.core.registered.DatasetNotFoundError, ValueError):
-        return None
+    with copies.described(place / wanted):
+        try:
+            return tfds.core.read_only_builder.builder_from_files(wanted, data_dir=str(place))
+        except (tfds.core.registered.DatasetNotFoundError, ValueError):
+            return None
 
 
 def _split_expressions(stored: Mapping[str, Any], preset: presets.Preset) -> dict[str, str]:
@@ -340,9 +342,11 @@ def _raw_records(builder: Any, split: str) -> Records:
     """Random access to the stored bytes of a split, a sub-split or a sum of them."""
     stored = builder.as_data_source(split=split, deserialize_method=DeserializeMethod.RAW_BYTES)
     files = {part.filename for part in builder.info.splits[split].file_instructions}
-    size = sum(epath.Path(file).stat().length for file in files)
+    with copies.described(builder.data_path):
+        size = sum(epath.Path(file).stat().length for file in files)
     # A part of a large split would only take memory: a random order hardly ever hits it.
-    return Records(stored.data_source, CACHE_BYTES if size <= CACHE_BYTES else 0)
+    budget = CACHE_BYTES if size <= CACHE_BYTES else 0
+    return Records(stored.data_source, budget, str(builder.data_path))
 
 
 def _fingerprint(builder: Any) -> str:

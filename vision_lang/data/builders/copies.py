@@ -24,6 +24,44 @@ from vision_lang.errors import InputError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+class Damaged(InputError):
+    """Prepared data, in `place`, that are not what was written."""
+
+    def __init__(self, place: epath.PathLike, error: Exception):
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        super().__init__(
+            f"The prepared data in '{place}' are damaged ({reason}). Delete that folder, so that "
+            "they are prepared anew, or replace it by an intact copy."
+        )
+
+
+@contextlib.contextmanager
+def described(place: epath.PathLike) -> Iterator[None]:
+    """For what reads TFDS's own files in `place`.
+
+    Raises:
+      Damaged: one of them is missing, or holds something else.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  (of JSON, protobuf, UTF-8, TFDS's own, a KeyError...)
+        raise Damaged(place, error) from error
+
+
+def opened(place: epath.PathLike) -> Any:
+    """The builder of the data set prepared in `place`, which can read but not make it.
+
+    Raises:
+      Damaged: what describes it is.
+    """
+    with described(place):
+        builder = tfds.builder_from_directory(place)
+        _ = builder.info.metadata
+        return builder
+
+
 def once(directory: str, target: epath.PathLike, make: Callable[[], None]) -> None:
     """Calls `make` where there is no data set at `target`; one process at a time.
 
@@ -100,6 +138,9 @@ def prepare(
       source: path of the source, made absolute.
       fingerprint: hex digits, of the source's state.
       directory: where prepared data sets live.
+
+    Raises:
+      InputError: see `once` and `opened`.
     """
     stem = re.sub(r"[^A-Za-z0-9_]+", "_", epath.Path(source).stem)[:40]
     place = f"{stem}-{hashlib.sha256(source.encode()).hexdigest()[:8]}-"
@@ -118,4 +159,4 @@ def prepare(
         builder.download_and_prepare()
 
     once(directory, target, make)
-    return tfds.builder_from_directory(target)
+    return opened(target)

@@ -64,7 +64,7 @@ def prepare(
         unfinished.rename(target)
 
     copies.once(directory, target, make)
-    return tfds.builder_from_directory(target)
+    return copies.opened(target)
 
 
 def _write(
