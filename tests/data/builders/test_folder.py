@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tracemalloc
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from tests.data.conftest import encode, plain, write_folder
-from vision_lang.data import pipeline, sources
+from vision_lang.data import images, pipeline, sources, tokenizer
+from vision_lang.data.builders import folder_index
 from vision_lang.data.builders.folder_files import Files
 from vision_lang.data.builders.folder_index import split_of
 from vision_lang.errors import InputError
@@ -344,6 +347,142 @@ def test_lines_that_say_nothing_usable_are_left_out_and_named(
     assert "4 broken pictures" in caplog.text
     assert '2.png (its "text" is empty), 3.png' in caplog.text
     assert "5.png (its label -1 is no class)" in caplog.text
+
+
+def test_each_line_that_is_left_out_is_counted(
+    config: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where another line of the same picture is good, or its name would break the log."""
+    lines = [line(1, split="train"), line(2, split="train")]
+    lines += [line(1, split="train", text=bad) for bad in (" ", "\ud800")]
+    lines += [{"file_name": "a\n\tb.png", "text": "", "split": "train"}]
+    files = pictures(1, 2) | {"a\n\tb.png": encode(plain(3))}
+    sources.prepare(config("folder", path=str(write_folder(tmp_path / "pics", files, lines))))
+    said = [line for line in caplog.messages if "left out" in line]
+    assert len(said) == 1 and "3 broken pictures" in said[0] and "\n" not in said[0]
+    assert "1.png, line 2 of it (its" in said[0] and r"a\n\tb.png (its" in said[0]
+
+
+TEXTS = [
+    "a\u2028b\x85c\u2029d", "a\nb\r\nc",
+    "👩\u200d🚀 e\u0301 אב \u202ex\u202c 𝔘 \x00\x1b[31m \ufffe",
+    "a dog " * 2**15 + "ends",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_any_text_comes_back_as_it_is(config: Config, tmp_path: Path, end: str) -> None:
+    lines = [line(n, split="train", text=text, note=text) for n, text in enumerate(TEXTS)]
+    lines.append(line(9, split="val"))
+    path = write_folder(tmp_path / "pics", pictures(*range(len(TEXTS)), 9))
+    content = end.join(json.dumps(entry, ensure_ascii=False) for entry in lines)
+    (path / "metadata.jsonl").write_bytes(content.encode("utf-8-sig"))
+    for key in ("", "fields/note"):
+        prepared = sources.prepare(config("folder", path=str(path), text_key=key))
+        found = {name: row["texts"] for name, row in read(prepared, "train").items()}
+        assert found == {f"{n}.png": (text,) for n, text in enumerate(TEXTS)}
+    words = tokenizer.for_captions(TEXTS, path="", vocab_size=300, length=16)
+    assert words.count_truncated(TEXTS, 16) == 1  # the last
+
+
+def test_no_depth_of_json_ends_in_a_traceback(tmp_path: Path) -> None:
+    """Python reads and writes to different depths, both less the deeper it is called."""
+    files = Files(str(write_folder(tmp_path / "pics", pictures(1))))
+    outcomes = set()
+    for depth in range(1200):
+        deep = "[" * depth + "]" * depth
+        for field in ("note", "label"):
+            text = f'{{"file_name": "1.png", "{field}": {deep or 1}}}'
+            try:
+                folder_index._read_line(files, "", text, "line 1", {})
+                outcomes.add((field, "read"))
+            except InputError as error:
+                assert str(error).startswith("line 1")
+                outcomes.add((field, "refused"))
+    assert outcomes == {(field, o) for field in ("note", "label") for o in ("read", "refused")}
+
+
+def test_names_of_classes_keep_their_numbers(config: Config, tmp_path: Path) -> None:
+    """TFDS keeps them as lines of a file, without blanks around: ' oak' is 'oak', not a second."""
+    said = [" oak", "oak", "a\nb", "\x85", "pine", "a\rb"]
+    lines = [line(n, split="train", label=label) for n, label in enumerate(said)]
+    lines.append(line(6, split="val", label="oak"))
+    path = write_folder(tmp_path / "pics", pictures(*range(7)), lines)
+    prepared = sources.prepare(config("folder", path=str(path)))
+    assert prepared.class_names == ["oak", "pine"]
+    labels = {name: row["label"] for name, row in read(prepared, "train").items()}
+    assert labels == {"0.png": 0, "1.png": 0, "4.png": 1}
+
+
+@pytest.mark.parametrize("change", [Path.touch, Path.unlink])
+def test_a_file_that_changes_while_it_is_read_leaves_nothing_behind(
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+) -> None:
+    lines = [line(n, split="train") for n in range(20)]
+    path = write_folder(tmp_path / "pics", pictures(*range(20)), lines)
+    normalise = images.normalise
+    seen: list[bytes] = []
+
+    def meanwhile(content: bytes) -> bytes:
+        seen.append(content)
+        if len(seen) == 5:
+            change(path / "19.png")
+        return normalise(content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "normalise", meanwhile)
+        with pytest.raises(InputError, match=r"'19\.png' in .*pics changed while the data"):
+            sources.prepare(config("folder", path=str(path)))
+    assert len(seen) > 10
+    kept = [file.name for file in (tmp_path / "prepared").rglob("*") if file.is_file()]
+    assert kept == [".lock"]
+    write_folder(path, pictures(19))
+    assert sum(sources.prepare(config("folder", path=str(path))).splits.values()) == 20
+
+
+def test_a_zip_that_changes_is_refused(tmp_path: Path) -> None:
+    path = zipped(write_folder(tmp_path / "pics", pictures(1, 2)))
+    files = Files(str(path))
+    assert files.read("1.png") == encode(plain(1))
+    os.utime(path, (1, 1))
+    with pytest.raises(InputError, match=r"'2\.png' in .*pics\.zip changed"):
+        files.read("2.png")
+
+
+def test_what_a_zip_says_of_a_size_is_the_most_that_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.png", bytes(2**26))
+    whole = path.read_bytes()
+    size = whole.rindex(b"PK\x01\x02") + 24
+    path.write_bytes(whole[:size] + (100).to_bytes(4, "little") + whole[size + 4 :])
+    files = Files(str(path))
+    assert files.names() == ["1.png"]
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"'1\.png' in .*cannot be read"):
+        files.read("1.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_a_folder_that_cannot_be_listed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_folder(tmp_path / "pics", {"a/1.png": encode(plain(1)), "b/2.png": b""})
+    scandir = os.scandir
+
+    def denied(place: Any) -> Any:
+        if Path(place).name == "b":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(InputError, match=r"pics/b cannot be listed \(Permission denied\)"):
+        Files(str(path)).names()
 
 
 def test_unusable_sources_are_refused(config: Config, tmp_path: Path) -> None:

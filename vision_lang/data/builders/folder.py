@@ -22,7 +22,7 @@ from vision_lang.data import images
 from vision_lang.data.builders import copies
 from vision_lang.data.builders.folder_files import Files, Unreadable
 from vision_lang.data.builders.folder_index import METADATA, Index, Record, read_index
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, printable
 
 NAMES_SHOWN = 20  # of broken files, in the log; all are in the copy's metadata
 
@@ -85,7 +85,8 @@ class Folder(tfds.core.GeneratorBasedBuilder):
             seen[record.path] += 1
             picture = self._load(record)
             if isinstance(picture, images.BadImage):
-                self.info.metadata["broken"][record.path] = str(picture)
+                again = f", line {seen[record.path]} of it" if seen[record.path] > 1 else ""
+                self.info.metadata["broken"][record.path + again] = str(picture)
                 continue
             said = [-1] if record.labels is None else [classes[str(x)] for x in record.labels]
             example: dict[str, Any] = {
@@ -152,9 +153,11 @@ def fingerprint_of(files: Files) -> str:
 
 def report_broken(builder: Any, path: str) -> None:
     """Says at each start which pictures of the source could not be used, and why."""
-    broken = dict(builder.info.metadata["broken"])
+    with copies.described(builder.data_path):
+        broken = dict(builder.info.metadata["broken"])
     if broken:
-        shown = ", ".join(f"{name} ({broken[name]})" for name in sorted(broken)[:NAMES_SHOWN])
+        first = sorted(broken)[:NAMES_SHOWN]
+        shown = printable(", ".join(f"{name} ({broken[name]})" for name in first))
         more = f" and {len(broken) - NAMES_SHOWN} more" if len(broken) > NAMES_SHOWN else ""
         logging.warning(
             "%d broken pictures in %s are left out: %s%s", len(broken), path, shown, more
