@@ -161,6 +161,14 @@ def test_unusable_files_are_refused(
         tokenizer.load(file)
 
 
+def test_a_word_of_a_megabyte_takes_no_hours() -> None:
+    """To learn from all of it would take time in the square of its length."""
+    words = tokenizer.train(["x" * 2**20, "a dog"], 300)
+    assert words == tokenizer.train(["x" * tokenizer.LEARNED_CHARACTERS, "a dog"], 300)
+    ids, mask = words.encode("x" * 2**20, 8)
+    assert mask.all() and ids[-1] == words.eos_id and words.decode(ids).startswith("xxx")
+
+
 def test_impossible_training_is_refused() -> None:
     with pytest.raises(InputError, match="vocab_size=258"):
         tokenizer.train(CAPTIONS, 258)

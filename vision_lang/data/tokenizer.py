@@ -8,10 +8,12 @@ post-processor would add, so that one rule holds for every tokenizer; T5's have 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import tokenizers
@@ -32,6 +34,8 @@ SPECIAL_TOKENS: tuple[tuple[str | None, str, str], ...] = (
     ("[CLS]", "[SEP]", "[PAD]"),  # BERT
     (None, "</s>", "<pad>"),  # T5 begins with the first word
 )
+LARGEST_VOCABULARY = 2**22  # a handful of times what is published
+LEARNED_CHARACTERS = 2**12  # of one text; time grows with the square of a word's length
 SMALLEST_VOCABULARY = 256 + 3  # each byte and the special tokens
 
 
@@ -46,10 +50,8 @@ class Tokenizer:
 
     @functools.cached_property
     def _hf(self) -> tokenizers.Tokenizer:
-        try:
+        with _sentence("This is no tokenizer.json of Hugging Face"):
             hf = tokenizers.Tokenizer.from_str(self.json)
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"This is no tokenizer.json of Hugging Face: {error}") from error
         hf.no_padding()
         hf.no_truncation()
         hf.encode_special_tokens = True  # a user who types "<eos>" means these five characters
@@ -106,18 +108,17 @@ class Tokenizer:
           ids int32 [L]: begin, tokens, end, padding; mask bool [L]: True up to the end token.
 
         Raises:
-          InputError: strict, and the text has more tokens than `room` says.
+          InputError: strict, and the text has more tokens than `room` says; or the file has no
+            token for a part of it.
         """
-        # The fast call of the library leaves out character offsets; it exists for batches only.
-        encoded = self._hf.encode_batch_fast([text], add_special_tokens=False)[0]
-        return self._frame(encoded.ids, text, length, strict)
+        return self._frame(self._tokens([text])[0], text, length, strict)
 
     def encode_batch(
         self, texts: Sequence[str], length: int, *, strict: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Encodes B texts: ids int32 [B, L], mask bool [B, L]; see `encode`."""
-        encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [self._frame(e.ids, t, length, strict) for e, t in zip(encoded, texts, strict=True)]
+        encoded = self._tokens(texts)
+        rows = [self._frame(e, t, length, strict) for e, t in zip(encoded, texts, strict=True)]
         ids = np.stack([row[0] for row in rows]) if rows else np.zeros((0, length), np.int32)
         mask = np.stack([row[1] for row in rows]) if rows else np.zeros((0, length), bool)
         return ids, mask
@@ -161,15 +162,35 @@ class Tokenizer:
 
     def count_truncated(self, texts: Sequence[str], length: int) -> int:
         """How many of the texts have more tokens than there is room, and so lose their end."""
-        encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
-        return sum(len(e) > self.room(length) for e in encoded)
+        return sum(len(tokens) > self.room(length) for tokens in self._tokens(texts))
+
+    def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text. A file may lack a token for what it does not know."""
+        some = reprlib.repr(texts[0]) if len(texts) == 1 else f"{len(texts)} texts"
+        # The fast call of the library leaves out character offsets; it exists for batches only.
+        with _sentence(f"The tokenizer cannot encode {some}"):
+            encoded = self._hf.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [e.ids for e in encoded]
+
+
+@contextlib.contextmanager
+def _sentence(what: str) -> Iterator[None]:
+    """The library raises plain Exceptions; and panics, as of a damaged table of characters, are
+    none, so that they would pass by all who clean up."""
+    try:
+        yield
+    except (InputError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains byte-level BPE; the same texts give the same tokenizer, bit for bit.
 
     Args:
-      texts: the training captions; only their words count, so order does not matter.
+      texts: the training captions; only their words count, so order does not matter. Of a very long
+        one the first LEARNED_CHARACTERS count.
       vocab_size: the most tokens to have, special tokens included; few captions give fewer.
 
     Raises:
@@ -180,7 +201,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"data.vocab_size={vocab_size} is too small: every byte and three special tokens "
             f"need {SMALLEST_VOCABULARY}; 512 to 8192 is usual for captions."
         )
-    texts = [text for text in texts if text.strip()]
+    texts = [text[:LEARNED_CHARACTERS] for text in texts if text.strip()]
     if not texts:
         raise InputError(
             "No captions to train a tokenizer on: the training split has no text. Name the field "
@@ -211,12 +232,31 @@ def load(path: epath.PathLike) -> Tokenizer:
         file = file / "tokenizer.json"
     if not file.exists():
         raise InputError(f"There is no tokenizer at {file} (data.tokenizer).")
-    tokenizer = Tokenizer(file.read_text())
+    tokenizer = Tokenizer(read(file))
     try:
         _ = tokenizer.specials
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     return tokenizer
+
+
+def read(file: epath.Path) -> str:
+    """Returns the content of a tokenizer.json that Hugging Face's library can read.
+
+    Raises:
+      InputError: it cannot, or an id is so large that no table of embeddings would hold it.
+    """
+    try:
+        text = file.read_text()
+        largest = Tokenizer(text).vocab_size
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file}: {error}") from error
+    if largest > LARGEST_VOCABULARY:
+        raise InputError(
+            f"{file} has a token {largest - 1:,}, and more than {LARGEST_VOCABULARY:,} tokens no "
+            "network has: it is damaged."
+        )
+    return text
 
 
 def for_captions(texts: Sequence[str], *, path: str, vocab_size: int, length: int) -> Tokenizer:

@@ -11,6 +11,7 @@ from typing import Any
 
 from etils import epath
 
+from vision_lang.data import tokenizer
 from vision_lang.errors import InputError
 from vision_lang.pretrained import tensors
 
@@ -25,11 +26,11 @@ def read(folder: Any) -> str:
     """Returns the content of a tokenizer.json; what a text is padded with stands in its `padding`.
 
     Raises:
-      InputError: the folder has no tokenizer.
+      InputError: the folder has no tokenizer, or it is damaged.
     """
     folder = epath.Path(folder)
     file = folder / "tokenizer.json"
-    made = json.loads(file.read_text()) if file.exists() else json.loads(_from_vocabulary(folder))
+    made = json.loads(tokenizer.read(file) if file.exists() else _from_vocabulary(folder))
     padding = _padding(folder)
     ids = {token["content"]: token["id"] for token in made.get("added_tokens", [])}
     vocabulary = made["model"].get("vocab", {})
@@ -49,21 +50,32 @@ def _padding(folder: epath.Path) -> str:
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).exists():
             token = tensors.read_json(folder / name, "of a tokenizer").get("pad_token")
-            if token:
-                return token["content"] if isinstance(token, dict) else token
+            content = token.get("content") if isinstance(token, dict) else token
+            if content and not isinstance(content, str):
+                raise InputError(f"{folder / name}: the 'pad_token' is no text.")
+            if content:
+                return content
     return ""
 
 
 def _from_vocabulary(folder: epath.Path) -> str:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).exists():
             raise InputError(f"'{folder}' has no tokenizer.json, and no {name} to make one of.")
     vocab = tensors.read_json(folder / "vocab.json", "the tokens")
-    lines = (folder / "merges.txt").read_text().split("\n")
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
-    merges = [m for m in merges if len(m) == 2]
+    try:
+        lines = (folder / "merges.txt").read_text().split("\n")
+        words = [line.split() for line in lines if not line.startswith("#version")]
+        return _byte_pairs(vocab, [(pair[0], pair[1]) for pair in words if len(pair) == 2])
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(
+            f"vocab.json and merges.txt in '{folder}' make no tokenizer: {error}"
+        ) from error
+
+
+def _byte_pairs(vocab: dict[str, int], merges: list[tuple[str, str]]) -> str:
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
     clip = any(token.endswith(END_OF_WORD) for token in vocab)
     if clip:
         made = Tokenizer(
