@@ -166,7 +166,7 @@ def test_a_type_that_numpy_has_not(gpt2):
     content = len(header).to_bytes(8, "little") + header + b"\0\0"
     (gpt2 / "model.safetensors").write_bytes(content)
     found = files.open(gpt2)
-    with pytest.raises(InputError, match="F8_E4M3"):
+    with pytest.raises(InputError, match="x.* cannot be read .*float8"):
         found["x"]
 
 

@@ -98,8 +98,8 @@ def open(path: Any) -> Tensors:
     """Opens a file of weights, or the one in a folder.
 
     Raises:
-      InputError: there is none, there are several, it is damaged, a shard is missing, or it is a
-        pickle.
+      InputError: there is none, there are several, it is damaged, a shard is missing or elsewhere,
+        it refers to other files, or it is a pickle.
     """
     path = _there(path)
     file = _weights_in(path) if path.is_dir() else path
@@ -153,7 +153,7 @@ def read_json(file: epath.Path, what: str) -> dict[str, Any]:
         raise InputError(f"There is no {file}, {what}.")
     try:
         content = json.loads(file.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} holds no JSON object.")
@@ -193,32 +193,42 @@ def _open_safetensors(file: epath.Path) -> tuple[dict[str, Entry], dict[str, str
 
     try:
         handle = safe_open(str(file), framework="numpy")
+        shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"'{file}' is cut off or no safetensors file ({error}); it has "
             f"{file.stat().length:,} bytes. Fetch it again."
         ) from error
 
-    def read(name: str) -> np.ndarray:
-        try:
-            return handle.get_tensor(name)
-        except (SafetensorError, AttributeError) as error:  # of types that NumPy has not
-            dtype = handle.get_slice(name).get_dtype()
-            raise InputError(
-                f"'{file}': '{name}' holds {dtype}, which is not read; cast it to float32."
-            ) from error
-
     def entry(name: str) -> Entry:
-        shape = tuple(handle.get_slice(name).get_shape())
-        return Entry(shape, lambda: read(name))
+        return Entry(tuple(shapes[name]), lambda: _read(file, name, handle.get_tensor))
 
-    return {name: entry(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
+    return {name: entry(name) for name in shapes}, handle.metadata() or {}
+
+
+def _read(file: epath.Path, name: str, read: Callable[[str], Any]) -> np.ndarray:
+    """One tensor, by what a library reads it with.
+
+    Raises:
+      InputError: it is damaged, or of a type that NumPy has not.
+    """
+    try:
+        return np.asarray(read(name))
+    except Exception as error:  # noqa: BLE001  (each library has its own, and plain ones)
+        reason = f"{type(error).__name__}: {error}"
+        raise InputError(f"'{file}': '{name}' cannot be read ({reason}).") from error
 
 
 def _open_shards(index: epath.Path) -> Tensors:
     where = read_json(index, "the index of the shards").get("weight_map")
     if not isinstance(where, dict):
         raise InputError(f"'{index}' has no 'weight_map': it is no index of shards.")
+    for file in where.values():
+        if not isinstance(file, str) or "/" in file or not file.endswith(".safetensors"):
+            raise InputError(
+                f"'{index}' names a shard {file!r}: shards are safetensors files beside their "
+                "index, others are refused."
+            )
     missing = sorted({f for f in where.values() if not (index.parent / f).exists()})
     if missing:
         raise InputError(f"'{index}' names shards that are not there: {', '.join(missing)}.")
@@ -238,14 +248,25 @@ def _open_hdf5(file: epath.Path) -> Tensors:
         handle = h5py.File(str(file), "r")
     except OSError as error:
         raise InputError(f"'{file}' is cut off or no HDF5 file ({error}).") from error
-    entries: dict[str, Entry] = {}
+    links: dict[str, Any] = {}
+    items: dict[str, Any] = {}
+    try:
+        handle.visititems_links(links.__setitem__)
+        handle.visititems(items.__setitem__)
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise InputError(f"'{file}' is damaged ({error}). Fetch it again.") from error
+    datasets = {name: item for name, item in items.items() if isinstance(item, h5py.Dataset)}
+    elsewhere = [name for name, link in links.items() if not isinstance(link, h5py.HardLink)]
+    elsewhere += [name for name, data in datasets.items() if data.external or data.is_virtual]
+    if elsewhere:
+        raise InputError(
+            f"'{file}': '{elsewhere[0]}' is a link, or its numbers are in another file: refused."
+        )
 
-    def collect(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            entries[name] = Entry(tuple(item.shape), lambda: np.asarray(item))
+    def entry(name: str, data: Any) -> Entry:
+        return Entry(tuple(data.shape or ()), lambda: _read(file, name, handle.get))
 
-    handle.visititems(collect)
-    return Tensors(file, entries)
+    return Tensors(file, {name: entry(name, data) for name, data in datasets.items()})
 
 
 def write(file: epath.Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
