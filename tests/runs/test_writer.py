@@ -1,6 +1,8 @@
 """What a run logs, read back by TensorBoard's own readers and from metrics.jsonl."""
 
+import html
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard import context
+from tensorboard import context, plugin_util
 from tensorboard.backend.event_processing import (
     data_provider,
     event_accumulator,
@@ -23,7 +25,7 @@ from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_g
 from tensorboard.util.tensor_util import make_ndarray
 
 from configs import common
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, printable
 from vision_lang.runs import files, folder
 from vision_lang.runs.writer import Writer, read_metrics
 
@@ -153,6 +155,31 @@ def test_pictures_and_texts_survive_and_are_not_doubled(run):
     names = sorted(p.name for p in run.samples.iterdir())
     assert names == [f"samples-{step:08d}.png" for step in (20, 40, 60)]
     assert (np.asarray(Image.open(run.samples / names[2])) == 60).all()
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[click](javascript:alert(1))",
+    "**bold** _slanted_ `code` ![picture](http://x/y.png)", "a | b", "a\n\n# a heading\n- a list",
+    "&lt;b&gt; &#60;b&#62;", r"\<b\> \| \\", "<http://x.y>", "\x1b[31m\ud800", "~~~", "    code",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_config_shows_as_the_text_that_it_is(run, text):
+    """As TensorBoard makes HTML of it: a table's cells hold no tags, and these characters."""
+    defaults = common.base()
+    defaults.data.path = ""
+    config = defaults.copy_and_resolve_references()
+    config.data.path = text
+    with Writer(run) as writer:
+        writer.config(config, defaults)
+    served = plugin_event_accumulator.EventAccumulator(str(run.root)).Reload()
+    (event,) = served.Tensors("config/difference")
+    page = plugin_util.markdown_to_safe_html(event.tensor_proto.string_val[0])
+    tags = set(re.findall(r"</?(\w+)", page))
+    assert tags <= {"table", "thead", "tbody", "tr", "th", "td"}
+    cells = [html.unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", page, re.DOTALL)]
+    assert cells == ["data.path", "", printable(text).strip()]
 
 
 def test_what_was_logged_at_the_restored_step_is_not_logged_again(run):

@@ -17,6 +17,8 @@ from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_p
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams import api_pb2, plugin_data_pb2
 
+from vision_lang.errors import printable
+
 _STEM = "events.out.tfevents"
 _HPARAMS_START = "_hparams_/session_start_info"  # tags that the hparams plugin looks for
 _HPARAMS_END = "_hparams_/session_end_info"
@@ -57,7 +59,7 @@ class EventFile:
 
     def text(self, step: int, tag: str, markdown: str) -> None:
         tensor = tensor_pb2.TensorProto(
-            dtype=types_pb2.DT_STRING, string_val=[markdown.encode("utf-8")]
+            dtype=types_pb2.DT_STRING, string_val=[markdown.encode("utf-8", "backslashreplace")]
         )
         tensor.tensor_shape.dim.add(size=1)
         self._summary(step, [_plugin_value(tag, "text", b"", tensor)])
@@ -75,7 +77,7 @@ class EventFile:
             elif isinstance(value, (int, float)):
                 info.hparams[name].number_value = value
             else:
-                info.hparams[name].string_value = str(value)
+                info.hparams[name].string_value = printable(str(value))
         self._hparams(_HPARAMS_START, plugin_data_pb2.HParamsPluginData(session_start_info=info))
 
     def hparams_end(self) -> None:

@@ -13,11 +13,14 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, printable
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import events, files, manifest
 from vision_lang.runs import folder as folder_lib
 
+# What means something to Markdown or HTML, as HTML's names for the plain characters. A config may
+# hold what others wrote: a path, a prompt.
+_PLAIN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|*_`[]\\"})
 _REMOTE_FLUSH = 30.0  # seconds between two uploads where a file cannot be appended to
 
 
@@ -97,7 +100,7 @@ class Writer:
         return path
 
     def text(self, step: int, name: str, markdown: str) -> None:
-        """Logs a text for TensorBoard."""
+        """Logs a text for TensorBoard, which shows it as Markdown."""
         with self._sentence():
             self._events.text(step, name, markdown)
             self._events.flush()
@@ -208,7 +211,7 @@ def _kept_lines(path: epath.Path, last_step: int | None) -> list[str]:
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns a Markdown table."""
-    lines = [head, ("---",) * len(head), *rows]
-    cells = [[str(cell).replace("|", "\\|") or " " for cell in line] for line in lines]
+    """Returns a Markdown table in which each cell shows as the text that it is."""
+    texts = [[printable(str(cell)).translate(_PLAIN) or " " for cell in row] for row in rows]
+    cells = [head, ("---",) * len(head), *texts]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
