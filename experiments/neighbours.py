@@ -62,8 +62,9 @@ def _run() -> None:
     labels = np.full(len(titles), -1, np.int32)
     number = np.arange(len(titles)) % FLAGS.samples
     drawn = np.concatenate(list(draw(loaded.variables, tokens, mask, labels, number)))
-    near = memorised.nearest(drawn, train, config.data)
-    near_real = memorised.nearest(real, train, config.data)
+    batches = lambda: pipeline.eval_batches(train, None, data=config.data, batch_size=256)  # noqa: E731
+    near = memorised.nearest(drawn, batches())
+    near_real = memorised.nearest(real, batches())
 
     rows = (len(captions), FLAGS.samples, *real.shape[1:])
     page = memorised.page(captions, real, drawn.reshape(rows), near.pictures.reshape(rows))

@@ -24,7 +24,7 @@ GROUND = {"models", "diffusion", "decoding", "metrics", "shapes"}
 # the package's root or a __main__: a command, at the top, unless BASE names it, which any part may
 # import.
 ROWS = [GROUND | {"data"}, {"tasks", "pretrained", "evaluators"}, {"runs"}, {"training"}]
-BASE = {"errors", "keys", "watching"}
+BASE = {"errors", "keys", "processes", "watching"}
 TOP = len(ROWS)
 
 COLLECTIVES = {

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from tests.evaluators.test_make import build, make
+from tests.evaluators.test_make import build, make, one_device
 from vision_lang.data import pipeline
 from vision_lang.evaluators import classification
 from vision_lang.evaluators.context import Context
@@ -32,7 +32,7 @@ def test_numbers_and_pictures_of_a_network_that_knows_dark_from_bright(tmp_path,
     bright = lambda x: (x.astype(jnp.float32).mean((1, 2, 3)) >= 128).astype(int)  # noqa: E731
     rows = lambda variables, x: jax.nn.softmax(jnp.asarray(LOGITS)[bright(x)])  # noqa: E731
     task = SimpleNamespace(probabilities=rows)
-    parallel = SimpleNamespace(forward=lambda rows: rows, place=lambda x: x, devices=1)
+    parallel = one_device(lambda rows: rows)
     context = dataclasses.replace(context, task=task, parallel=parallel)
     context.config.update(task="recognition", multi_label=False)
     evaluate = make(context, "classification", splits=(), final_splits=("train",), shown=5)
@@ -73,7 +73,7 @@ def test_a_mirror_image_is_asked_as_well(tmp_path, flip):
 
         return noted
 
-    parallel = SimpleNamespace(forward=forward, place=lambda x: x, devices=1)
+    parallel = one_device(forward)
     task = SimpleNamespace(probabilities=rows)
     context = dataclasses.replace(context, task=task, parallel=parallel)
     context.config.update(task="recognition", multi_label=False)
@@ -87,6 +87,19 @@ def test_a_mirror_image_is_asked_as_well(tmp_path, flip):
 
 LABELS = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 0, 0], [1, 1, 1]]
 ANSWERS = [[0.9, 0.2, 0.1], [0.4, 0.6, 0.1], [0.7, 0.3, 0.1], [0.1, 0.4, 0.7], [0, 0, 1]]
+
+
+@dataclasses.dataclass
+class Rows:
+    """A split of which only the size is asked."""
+
+    size: int
+
+    def __len__(self):
+        return self.size
+
+    def only(self, places):
+        return Rows(len(places))
 
 
 def test_several_labels_by_hand(monkeypatch):
@@ -103,13 +116,13 @@ def test_several_labels_by_hand(monkeypatch):
     asked = {}
     monkeypatch.setattr(pipeline, "eval_batches", lambda *_, **how: asked.update(how) or batches)
     data = SimpleNamespace(
-        class_names=["a", "b", "c"], splits=("test",), check=None, open=lambda split: range(5)
+        class_names=["a", "b", "c"], splits=("test",), check=None, open=lambda split: Rows(5)
     )
+    monkeypatch.setattr(Context, "pictures", lambda _, rows: np.zeros((len(rows), 2, 2, 3), "u1"))
     own = {"splits": (), "final_splits": ("test",), "batch_size": 4, "flip": False, "shown": 2}
     config = ConfigDict({"task": "recognition", "multi_label": True, "data": {"resolution": 2}})
     task = SimpleNamespace(probabilities=lambda variables, images: images)
-    way = SimpleNamespace(forward=lambda rows: rows, devices=1, place=lambda batch: batch)
-    context = Context(config, task, data, None, way, None)
+    context = Context(config, task, data, None, one_device(lambda rows: rows), None)
     found = classification.make(ConfigDict(own), context)({"raw": None}, True)
     assert asked["multi_label"] and asked["classes"] == 3
     # a: right are the 1st and the 3rd of 0.9, 0.7, 0.4, 0.1; b: the 1st and 3rd of 0.6, 0.4, 0.3.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,17 +19,13 @@ from vision_lang.shapes import batteries, grammar
 from vision_lang.tasks.descriptions import Way
 
 
-def fake_parallel(devices=1):
-    return SimpleNamespace(devices=devices, forward=lambda rows: rows, place=lambda batch: batch)
-
-
 def test_classes_of_a_split(tmp_path, monkeypatch):
     """20 pictures, each of the grey that is its number, of classes 0 and 1 in turn. The fake way is
     right about the first eleven."""
     built = test_make.build(tmp_path, "a dog")
     built.config.data.resolution = 8
     built.config.task = "captioning"
-    context = dataclasses.replace(built, parallel=fake_parallel())
+    context = dataclasses.replace(built, parallel=test_make.one_device(lambda rows: rows))
     read = []
 
     def scores(variables, table, images, which):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.evaluators.test_make import build, make
+from tests.evaluators.test_make import build, make, one_device
 from vision_lang.data import pipeline
 
 ERROR, LOGVAR = 2, -1.0
@@ -26,7 +26,7 @@ def test_the_numbers_are_those_of_the_pictures(tmp_path):
     task = SimpleNamespace(
         encode=encode, reconstruct=lambda variables, x: jnp.where(x < 128, x + ERROR, x - ERROR)
     )
-    parallel = SimpleNamespace(forward=lambda rows: rows, devices=1, place=lambda x: x)
+    parallel = one_device(lambda rows: rows)
     context = dataclasses.replace(build(tmp_path, "a dog"), task=task, parallel=parallel)
     found = make(context, "reconstruction", batch_size=7)({"raw": None}, False)
     source = context.data.open("train")

@@ -22,7 +22,8 @@ def batched(
 ) -> Batched:
     """Returns `rows` over any number of examples.
 
-    The last batch is filled up with rows that are there, so that one program is compiled.
+    The last batch is filled up with rows that are there, so that one program is compiled. Each
+    process is given all examples, prepares its share of a batch, and gets what all have made.
 
     Args:
       parallel: the devices (training.parallel.Parallel).
@@ -37,7 +38,7 @@ def batched(
         total = len(jax.tree.leaves(examples)[0])
         for start in watched(range(0, total, size), -(-total // size)):
             count = min(size, total - start)
-            place = start + np.arange(size) % count
+            place = start + np.arange(size)[parallel.own(size)] % count
             part = jax.tree.map(lambda x, place=place: np.asarray(x)[place], examples)
             found = forward(variables, parallel.place(prepare(part)))
             yield jax.tree.map(lambda x, count=count: np.asarray(x)[:count], found)

@@ -9,12 +9,11 @@ by the number of objects, `scene_right_1`, `_2`, `_3`. A picture shows some with
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
-from vision_lang.data import pipeline, presets
+from vision_lang.data import presets
 from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing
@@ -43,23 +42,17 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     forward = parallel.forward(rows)
 
     def describe(variables, source):
-        """(rows that could be read, texts, token counts, the first pictures)."""
-        batches = pipeline.eval_batches(
-            source, None, data=run.data, batch_size=config.batch_size * parallel.devices
-        )
+        """(rows that could be read, texts, token counts)."""
         read: list[int] = []
         texts: list[str] = []
         lengths: list[int] = []
-        pictures: list[np.ndarray] = []
-        for batch in batches:
-            found = jax.device_get(forward(variables, parallel.place(batch)))
-            for k in np.flatnonzero(batch["weight"] > 0):
-                read.append(batch["index"][k])
+        for own, known in context.batches(source, config.batch_size):
+            found = forward(variables, parallel.place(own))
+            for k in np.flatnonzero(known["weight"] > 0):
+                read.append(known["index"][k])
                 texts.append(context.tokenizer.decode(found["tokens"][k, : found["lengths"][k]]))
                 lengths.append(int(found["lengths"][k]))
-                if len(pictures) < config.shown:
-                    pictures.append(batch["image"][k])
-        return np.array(read), texts, lengths, pictures
+        return np.array(read), texts, lengths
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
@@ -69,7 +62,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             count = (config.final_count if final else config.count) or len(source)
             count = min(count, len(source))
             source = source.only(np.arange(count) * len(source) // count)
-            read, texts, lengths, pictures = describe(context.best(weights), source)
+            read, texts, lengths = describe(context.best(weights), source)
             source = source.only(read)
             scores = caption.score(texts, source.captions())
             new = {ours: scores[theirs] for theirs, ours in NAMES.items()}
@@ -77,8 +70,9 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             if shapes:
                 new |= scenes_right(texts, shapes_builder.scenes(source))
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
-            if pictures:
-                page = drawing.grid(np.stack(pictures), texts[: len(pictures)], 4, 4)
+            if config.shown and texts:
+                pictures = context.pictures(source.only(np.arange(len(texts))[: config.shown]))
+                page = drawing.grid(pictures, texts[: len(pictures)], 4, 4)
                 shown[f"captions/{split}"] = page
         return Result(numbers, shown)
 

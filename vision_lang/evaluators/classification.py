@@ -17,7 +17,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
-from vision_lang.data import pipeline
 from vision_lang.evaluators import drawing
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.metrics import classification
@@ -43,29 +42,21 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
     def probabilities(variables, source):
         """Answers [N, C], labels ([N] or [N, C]) and places in the split [N] of the examples that
-        have both, and pictures, evenly spaced over them, by their places."""
-        batches = pipeline.eval_batches(
-            source, context.encode, data=context.config.data,
-            batch_size=config.batch_size * parallel.devices, classes=context.classes,
-            multi_label=context.multi_label,
-        )  # fmt: skip
-        chosen = np.arange(shown_count) * len(source) // max(shown_count, 1)
-        answers, labels, places, pictures = [], [], [], {}
-        for batch in batches:
-            kept = batch["weight"] > 0
-            answers.append(np.asarray(forward(variables, parallel.place(batch["image"])))[kept])
-            labels.append(batch[truth][kept])
-            places.append(batch["index"][kept])
-            for k in np.flatnonzero(kept & np.isin(batch["index"], chosen)):
-                pictures[int(batch["index"][k])] = batch["image"][k]
-        return *map(np.concatenate, (answers, labels, places)), pictures
+        have both."""
+        answers, labels, places = [], [], []
+        for own, known in context.batches(source, config.batch_size, as_learned=True):
+            kept = known["weight"] > 0
+            answers.append(forward(variables, parallel.place(own["image"]))[kept])
+            labels.append(known[truth][kept])
+            places.append(known["index"][kept])
+        return map(np.concatenate, (answers, labels, places))
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
         pictures = {}
         for split in wanted[final]:
             source = context.data.open(split)
-            found, labels, places, shown = probabilities(context.best(weights), source)
+            found, labels, places = probabilities(context.best(weights), source)
             if context.multi_label:
                 new, shares = summary_of_several(found, labels)
             else:
@@ -77,11 +68,12 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             if final:
                 pairs = zip(names, shares, strict=True)
                 new |= {f"class/{n.replace('/', '-')}": float(a) for n, a in pairs if a == a}
-            if final and shown:
-                rows = np.searchsorted(places, list(shown))
+            chosen = np.arange(shown_count) * len(source) // max(shown_count, 1)  # evenly spaced
+            rows = np.flatnonzero(np.isin(places, chosen))
+            if final and len(rows):
                 titles = [title(found[row], labels[row], names) for row in rows]
                 zoom = max(1, 128 // context.config.data.resolution)
-                page = drawing.grid(np.stack(list(shown.values())), titles, 4, zoom)
+                page = drawing.grid(context.pictures(source.only(places[rows])), titles, 4, zoom)
                 pictures[f"answers/{split}"] = page
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
         return Result(numbers, pictures)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,15 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vision_lang import tasks
+from vision_lang.data import pipeline
+from vision_lang.data.pipeline import Batch
+from vision_lang.data.reading import Source
 from vision_lang.data.sources import Prepared
 from vision_lang.data.tokenizer import Tokenizer
 
 Weights = dict[str, Any]  # "raw" and the names of the averages -> a task's variables
+KNOWN = ("index", "weight", "label", "labels")  # of a batch: what every process gets of all rows
+READ = 256  # pictures that are read at once
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,42 @@ class Context:
         if "test" in splits and "test" not in self.data.splits:
             logging.warning("The data set '%s' has no split test: not evaluated.", self.data.name)
         return tuple(split for split in splits if split in self.data.splits)
+
+    def batches(
+        self, source: Source, rows: int, as_learned: bool = False
+    ) -> Iterator[tuple[Batch, Batch]]:
+        """Every example once, each process reading its share: (its own rows of a batch, for
+        `parallel.place`; what is `KNOWN` of all rows of it).
+
+        Args:
+          rows: per device.
+          as_learned: with what the task learns from, so that an example without the text or the
+            label that it wants is broken; else pictures are all that is asked for.
+        """
+        index, count = self.parallel.share
+        asked: dict[str, Any] = {"encode": None}
+        if as_learned:
+            asked = {
+                "encode": self.encode, "classes": self.classes, "multi_label": self.multi_label,
+            }  # fmt: skip
+        for batch in pipeline.eval_batches(
+            source, data=self.config.data, batch_size=rows * self.parallel.devices,
+            process_index=index, process_count=count, **asked,
+        ):  # fmt: skip
+            known = {name: batch[name] for name in KNOWN if name in batch}
+            yield batch, self.parallel.gather(known)
+
+    def read(self, source: Source) -> Iterator[Batch]:
+        """The pictures of all examples, in order, with what is `KNOWN` of them: for every process,
+        and each reads its share."""
+        for own, known in self.batches(source, max(1, READ // self.parallel.devices)):
+            batch = known | self.parallel.gather({"image": own["image"]})
+            real = batch["index"] < len(source)  # not those that fill up the last batch
+            yield {name: rows[real] for name, rows in batch.items()}
+
+    def pictures(self, source: Source) -> np.ndarray:
+        """All pictures of a small source, uint8 [N, R, R, 3]; black where one cannot be read."""
+        return np.concatenate([batch["image"] for batch in self.read(source)])
 
     def best(self, weights: Weights) -> Any:
         """The weights that are shown and published: the first average, or else the raw ones."""

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline, presets
+from vision_lang.data import presets
 from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.data.reading import Source
 from vision_lang.errors import InputError
@@ -91,15 +91,13 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     def answers(variables, question):
         """Scores [m, K] and the right ones [m] of the pictures that can be read."""
         table = read(variables, question.candidates)
-        batches = pipeline.eval_batches(
-            question.source, None, data=run.data, batch_size=config.batch_size * parallel.devices
-        )
         scores, right = [], []
-        for batch in batches:
-            rows = np.minimum(batch["index"], len(question.right) - 1)
-            kept = (batch["weight"] > 0) & (question.right[rows] >= 0)
-            placed = parallel.place((batch["image"], question.which[rows].astype(np.int32)))
-            scores.append(np.asarray(forward((variables, table), placed))[kept])
+        for own, known in context.batches(question.source, config.batch_size):
+            rows = np.minimum(known["index"], len(question.right) - 1)
+            kept = (known["weight"] > 0) & (question.right[rows] >= 0)
+            which = question.which[rows[parallel.own(len(rows))]].astype(np.int32)
+            placed = parallel.place((own["image"], which))
+            scores.append(forward((variables, table), placed)[kept])
             right.append(question.right[rows][kept])
         return np.concatenate(scores), np.concatenate(right)
 

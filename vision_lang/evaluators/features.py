@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import augment, pipeline
+from vision_lang.data import augment
 from vision_lang.errors import InputError, choose
 from vision_lang.evaluators.context import Context
 from vision_lang.metrics.frechet import INCEPTION
@@ -101,15 +101,11 @@ def extractor(context: Context, layer: str, batch_size: int) -> Extract:
     forward = parallel.forward(pooled(context.task, layer))
 
     def extract(variables, split):
-        batches = pipeline.eval_batches(
-            context.data.open(split), context.encode, data=context.config.data,
-            batch_size=batch_size * parallel.devices, classes=context.classes,
-        )  # fmt: skip
         features, labels = [], []
-        for batch in batches:
-            kept = (batch["weight"] > 0) & (batch["label"] >= 0)
-            features.append(np.asarray(forward(variables, parallel.place(batch["image"])))[kept])
-            labels.append(batch["label"][kept])
+        for own, known in context.batches(context.data.open(split), batch_size, as_learned=True):
+            kept = (known["weight"] > 0) & (known["label"] >= 0)
+            features.append(forward(variables, parallel.place(own["image"]))[kept])
+            labels.append(known["label"][kept])
         return np.concatenate(features), np.concatenate(labels)
 
     return extract

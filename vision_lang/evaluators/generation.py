@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline
 from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing, memorised
 from vision_lang.evaluators import judges as judging
@@ -104,12 +103,9 @@ def choose(context: Context, split: str, count: int) -> Asked:
       InputError: none is left.
     """
     source, places = context.data.open(split), _places(context, split, count)
-    batches = list(
-        pipeline.eval_batches(source.only(places), None, data=context.config.data, batch_size=256)
-    )
+    batches = list(context.read(source.only(places)))
     real, label, weight = (
-        np.concatenate([batch[name] for batch in batches])[: len(places)]
-        for name in ("image", "label", "weight")
+        np.concatenate([batch[name] for batch in batches]) for name in ("image", "label", "weight")
     )
     by_label = context.task.condition == "label"
     kept = (weight > 0) & ((label >= 0) | (not by_label))
@@ -134,9 +130,9 @@ def beside_training(
     context: Context, asked: Asked, pictures: np.ndarray, shown: int
 ) -> tuple[dict[str, float], np.ndarray]:
     """How near to training the pictures and the real ones are, and a page of the first `shown`."""
-    data, train = context.config.data, context.data.open("train")
-    near = memorised.nearest(pictures, train, data)
-    near_real = memorised.nearest(asked.real, train, data)
+    train = context.data.open("train")
+    near = memorised.nearest(pictures, context.read(train))
+    near_real = memorised.nearest(asked.real, context.read(train))
     numbers = {
         "nearest": float(near.distance.mean()),
         "nearest_real": float(near_real.distance.mean()),

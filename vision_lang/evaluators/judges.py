@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
 from vision_lang import tasks
-from vision_lang.data import pipeline, presets
+from vision_lang.data import presets
 from vision_lang.errors import InputError
 from vision_lang.evaluators import features as feature_lib
 from vision_lang.evaluators.batches import batched
@@ -135,8 +135,7 @@ def _features(loaded: Any, config: ConfigDict, context: Context, fewest: int) ->
 
 def _readable(context: Context, split: str) -> Iterator[np.ndarray]:
     """The pictures of a split as the run reads them, uint8 [b, R, R, 3] each."""
-    source = context.data.open(split)
-    for batch in pipeline.eval_batches(source, None, data=context.config.data, batch_size=256):
+    for batch in context.read(context.data.open(split)):
         if (batch["weight"] > 0).any():
             yield batch["image"][batch["weight"] > 0]
 

@@ -5,18 +5,14 @@ Shapes: N pictures, R pixels a side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline
-from vision_lang.data.reading import Source
+from vision_lang.data.pipeline import Batch
 from vision_lang.evaluators import drawing
 from vision_lang.metrics import neighbours
-
-CHUNK = 256  # pictures that are compared with at once
 
 
 class Nearest(NamedTuple):
@@ -26,16 +22,17 @@ class Nearest(NamedTuple):
     distance: np.ndarray
 
 
-def nearest(images: np.ndarray, source: Source, data: ConfigDict) -> Nearest:
-    """The picture of `source`, read as config.data says, that is nearest to each of `images`.
+def nearest(images: np.ndarray, batches: Iterable[Batch]) -> Nearest:
+    """The picture of some batches that is nearest to each of `images`.
 
     Args:
-      images: uint8 [N, R, R, 3]; R is data.resolution.
+      images: uint8 [N, R, R, 3].
+      batches: of pictures of that size; those that cannot be read have weight 0.
     """
     points = images.reshape(len(images), -1)
     found = np.zeros_like(images)
     distance = np.full(len(images), np.inf)
-    for batch in pipeline.eval_batches(source, None, data=data, batch_size=CHUNK):
+    for batch in batches:
         others = batch["image"][batch["weight"] > 0]
         if not len(others):
             continue

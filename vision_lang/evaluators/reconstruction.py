@@ -9,12 +9,10 @@ picture shows some beside what comes back.
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline
 from vision_lang.evaluators import drawing
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 from vision_lang.tasks.autoencoder import psnr
@@ -42,35 +40,34 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     forward = {rows: parallel.forward(rows) for rows in (compare, moments)}
 
     def each(rows, variables, source):
-        """What `rows` makes of the pictures that can be read, batch by batch, with them."""
-        batches = pipeline.eval_batches(
-            source, None, data=data, batch_size=config.batch_size * parallel.devices
-        )
-        for batch in batches:
-            found = jax.device_get(forward[rows](variables, parallel.place(batch["image"])))
-            kept = batch["weight"] > 0
-            yield {name: x[kept] for name, x in (found | {"image": batch["image"]}).items()}
+        """What `rows` makes of the pictures that can be read, batch by batch, with their places."""
+        for own, known in context.batches(source, config.batch_size):
+            found = forward[rows](variables, parallel.place(own["image"]))
+            kept = known["weight"] > 0
+            yield {name: x[kept] for name, x in (found | {"index": known["index"]}).items()}
 
     def evaluate(weights: Weights, final: bool) -> Result:
         variables = context.best(weights)
         numbers: dict[str, float] = {}
         pictures = {}
         for split in wanted[final]:
-            shown: list[tuple[np.ndarray, str]] = []
-            errors: dict[str, list[np.ndarray]] = {"psnr": [], "mae": []}
-            for found in each(compare, variables, context.data.open(split)):
+            source = context.data.open(split)
+            back: list[np.ndarray] = []
+            errors: dict[str, list[np.ndarray]] = {"psnr": [], "mae": [], "index": []}
+            for found in each(compare, variables, source):
                 for name, values in errors.items():
                     values.append(found[name])
-                for k in range(min(len(found["psnr"]), config.shown - len(shown) // 2)):
-                    shown.append((found["image"][k], "original"))
-                    shown.append((found["back"][k], f"{found['psnr'][k]:.1f} dB"))
+                back += list(found["back"][: config.shown - len(back)])
             of_all = {name: np.concatenate(values) for name, values in errors.items()}
+            places = of_all.pop("index")
             numbers |= {f"{split}/{name}": float(x.mean()) for name, x in of_all.items()}
-            numbers[f"{split}/n"] = len(of_all["psnr"])
-            if shown:
-                images, titles = zip(*shown, strict=True)
-                zoom = max(1, 96 // data.resolution)
-                page = drawing.grid(np.stack(images), titles, 8, zoom)
+            numbers[f"{split}/n"] = len(places)
+            if back:
+                real = context.pictures(source.only(places[: len(back)]))
+                decibels = of_all["psnr"][: len(back)]
+                titles = [text for x in decibels for text in ("original", f"{x:.1f} dB")]
+                both = np.stack([real, np.stack(back)], 1).reshape(-1, *real.shape[1:])
+                page = drawing.grid(both, titles, 8, max(1, 96 // data.resolution))
                 pictures[f"reconstructions/{split}"] = page
         source = context.data.open("train")
         count = min(config.count or len(source), len(source))

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision_lang.data import pipeline, presets
+from vision_lang.data import presets
 from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.evaluators.batches import batched
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
@@ -30,14 +30,11 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     of_image = parallel.forward(lambda variables, x: task.embed_images(variables, x))
     embed = lambda variables, x: task.embed_texts(variables, *x)  # noqa: E731
     of_text = batched(parallel, embed, config.batch_size)
-    size = config.batch_size * parallel.devices
     wanted = {True: context.present(config.final_splits), False: context.present(config.splits)}
 
-    def batches(source):
-        return pipeline.eval_batches(source, None, data=run.data, batch_size=size)
-
     def images(variables, source):
-        found = [of_image(variables, parallel.place(batch["image"])) for batch in batches(source)]
+        batches = context.batches(source, config.batch_size)
+        found = [of_image(variables, parallel.place(own["image"])) for own, _ in batches]
         return np.concatenate(found)[: len(source)]
 
     def texts(variables, captions):
@@ -50,8 +47,9 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         source = context.data.open(split)
         captions = source.captions()
         chosen = choose_pictures(captions, config.count, shapes)
-        readable = [batch["weight"] > 0 for batch in batches(source.only(chosen))]
-        chosen = chosen[np.concatenate(readable)[: len(chosen)]]
+        batches = context.batches(source.only(chosen), config.batch_size)
+        readable = np.concatenate([known["weight"] > 0 for _, known in batches])
+        chosen = chosen[readable[: len(chosen)]]
         source, captions = source.only(chosen), [captions[i] for i in chosen]
         every = [text for own in captions for text in own]
         if shapes:

@@ -9,7 +9,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
-from vision_lang.data import pipeline
 from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
 
 
@@ -39,13 +38,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
         del final
         sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         source = context.data.learned_from(config.split)
-        batch_size = config.batch_size * parallel.devices
-        batches = pipeline.eval_batches(
-            source, context.encode, data=context.config.data, batch_size=batch_size,
-            classes=context.classes, multi_label=context.multi_label,
-        )  # fmt: skip
-        for batch in batches:
-            placed = parallel.place(batch)
+        for own, _ in context.batches(source, config.batch_size, as_learned=True):
+            placed = parallel.place(own)
             for name, variables in weights.items():
                 suffix = "_raw" if name == "raw" else "" if len(weights) <= 2 else f"_{name}"
                 for metric, (total, count) in forward(variables, placed).items():

@@ -55,13 +55,16 @@ DEVICES = Across(mean=lambda tree: jax.lax.pmean(tree, AXIS), gather=_gather, sp
 
 
 class Parallel(NamedTuple):
-    """A way to run over devices.
+    """A way to run over devices, which may belong to several processes.
 
-    devices: how many.
+    devices: how many, over all processes.
     step: (state, batch, *, across) -> state, compiled; the old state is donated.
-    forward: fn(tree, batch) -> tree of [b, ...] rows, compiled; rows come back in global order.
-    place: host batch [B, ...] -> arrays on the devices.
+    forward: fn(tree, batch) -> tree of [b, ...] rows, compiled; all rows come back, [B, ...] in
+      global order, to every process.
+    place: this process's rows of a host batch -> arrays on the devices.
     place_state: host or device tree -> the same tree on every device.
+    share: which process this is, and of how many: each has an equal, contiguous part of a batch.
+    gather: this process's rows [n, ...] of host arrays -> those of all, [N, ...].
     alone: `across` for what concerns one device's rows only.
     """
 
@@ -70,7 +73,14 @@ class Parallel(NamedTuple):
     forward: Callable[[Callable], Callable]
     place: Callable[[Tree], Tree]
     place_state: Callable[[Tree], Tree]
+    share: tuple[int, int]
+    gather: Callable[[Tree], Tree]
     alone: Across = ONE_DEVICE
+
+    def own(self, rows: int) -> slice:
+        """This process's part of a batch of so many rows."""
+        index, count = self.share
+        return slice(index * rows // count, (index + 1) * rows // count)
 
 
 def _shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedSharding]:
@@ -80,10 +90,13 @@ def _shardings(devices: Sequence[jax.Device]) -> tuple[NamedSharding, NamedShard
 
 
 def with_pmap(devices: Sequence[jax.Device]) -> Parallel:
-    """Each device runs the step on its rows; gradients are averaged by `across`."""
-    n = len(devices)
-    rows, same = _shardings(devices)
-    split = lambda tree: jax.tree.map(lambda x: x.reshape(n, -1, *x.shape[1:]), tree)  # noqa: E731
+    """Each device runs the step on its rows; gradients are averaged by `across`.
+
+    Arrays are those of this process alone: its rows, its copy of the state.
+    """
+    local = _local(devices)
+    rows, same = _shardings(local)
+    split = lambda tree: jax.tree.map(lambda x: x.reshape(len(local), -1, *x.shape[1:]), tree)  # noqa: E731
     join = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)  # noqa: E731
 
     def step(function):
@@ -97,18 +110,29 @@ def with_pmap(devices: Sequence[jax.Device]) -> Parallel:
         )
 
     def forward(function):
+        if len(local) < len(devices):
+            everywhere = lambda tree, batch: _gather(function(tree, batch))  # noqa: E731
+            mapped = jax.pmap(everywhere, AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
+            return lambda tree, batch: jax.device_get(mapped(tree, batch))
         mapped = jax.pmap(function, AXIS, in_axes=(None, 0), out_axes=0, devices=devices)
         return lambda tree, batch: join(jax.device_get(mapped(tree, batch)))
 
     def place(batch):
         return jax.tree.map(lambda x: jax.device_put(x, rows), split(batch))
 
-    return Parallel(n, step, forward, place, lambda tree: jax.device_put(tree, same))
+    def place_state(tree):
+        return jax.device_put(tree, same)
+
+    return _parallel(devices, step, forward, place, place_state)
 
 
 def with_jit(devices: Sequence[jax.Device]) -> Parallel:
-    """One global program; XLA splits it along the batch (NamedSharding)."""
+    """One global program; XLA splits it along the batch (NamedSharding).
+
+    Arrays are those of all processes.
+    """
     rows, same = _shardings(devices)
+    several = len(_local(devices)) < len(devices)
 
     def step(function):
         return jax.jit(
@@ -118,16 +142,42 @@ def with_jit(devices: Sequence[jax.Device]) -> Parallel:
         )
 
     def forward(function):
-        compiled = jax.jit(function, out_shardings=rows)
+        compiled = jax.jit(function, out_shardings=same if several else rows)
         return lambda tree, batch: jax.device_get(compiled(tree, batch))
 
-    return Parallel(
-        len(devices),
-        step,
-        forward,
-        lambda batch: jax.device_put(batch, rows),
-        lambda tree: jax.device_put(tree, same),
-    )
+    def place(batch):
+        if not several:
+            return jax.device_put(batch, rows)
+        # Not device_put, which would have all processes compare what they put: the thread that
+        # places batches must not start a computation among those of the step.
+        local = lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x))  # noqa: E731
+        return jax.tree.map(local, batch)
+
+    copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=same)
+
+    def place_state(tree):
+        # Of NumPy arrays JAX takes it that they are the same in every process.
+        return copied(jax.tree.map(np.asarray, tree)) if several else jax.device_put(tree, same)
+
+    return _parallel(devices, step, forward, place, place_state)
+
+
+def _local(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    return [device for device in devices if device.process_index == jax.process_index()]
+
+
+def _parallel(
+    devices: Sequence[jax.Device],
+    step: Callable,
+    forward: Callable,
+    place: Callable[[Tree], Tree],
+    place_state: Callable[[Tree], Tree],
+) -> Parallel:
+    owners = sorted({device.process_index for device in devices})
+    share = owners.index(jax.process_index()), len(owners)
+    everywhere = forward(lambda _, batch: batch)
+    gather = lambda tree: everywhere((), place(tree)) if len(owners) > 1 else tree  # noqa: E731
+    return Parallel(len(devices), step, forward, place, place_state, share, gather)
 
 
 PARALLEL = {"pmap": with_pmap, "jit": with_jit}
@@ -139,7 +189,7 @@ def make(
     accumulate: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Parallel:
-    """Returns the way `name`, over `devices` (None: all local ones).
+    """Returns the way `name`, over `devices` (None: all, of every process).
 
     batch_size, accumulate: of training; 0 = there is none to check.
 
@@ -147,7 +197,9 @@ def make(
       InputError: the batch can't be split evenly over devices and micro-batches.
     """
     way = choose(PARALLEL, name, "way to run in parallel (config.parallel)")
-    parallel = way(jax.local_devices() if devices is None else devices)
+    # Rows of a batch stand in the order of processes: each has a contiguous share of the data.
+    every = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    parallel = way(every if devices is None else devices)
     if batch_size % (parallel.devices * accumulate):
         raise InputError(
             f"batch_size={batch_size} can't be split over {parallel.devices} device(s) and "
