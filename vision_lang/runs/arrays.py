@@ -59,7 +59,7 @@ def start_save(writer: ocp.AsyncCheckpointer, directory: epath.Path, flat: Mappi
     same = {
         p: leaf.addressable_data(0)
         for p, leaf in stored.items()
-        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable and leaf.is_fully_replicated
+        if isinstance(leaf, jax.Array) and leaf.is_fully_replicated
     }
     # On a CPU the host's copy is none: it is the memory that the next step will write to.
     stored |= {p: np.array(host) for p, host in jax.device_get(same).items()}

@@ -20,10 +20,10 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
-import jax
 from absl import logging
 from etils import epath
 
+from vision_lang import processes
 from vision_lang.errors import InputError, suggestion
 from vision_lang.runs import arrays, files, manifest, retention, trees
 
@@ -34,6 +34,9 @@ class CheckpointError(InputError):
 
 class Checkpoints:
     """The checkpoints of one run. One save is in flight at a time; close it, or use `with`.
+
+    Of several processes all save and restore together; process 0 makes room, writes the manifest
+    and chooses what is restored, and a save is over for all when it is for process 0.
 
     Args:
       directory: the run's checkpoints folder (made when needed).
@@ -97,7 +100,8 @@ class Checkpoints:
         metrics = dict(metrics or {})
         path = self._directory / str(step)
         try:
-            self._make_room(path, step)
+            if processes.first():
+                self._make_room(path, step)
             leaves = trees.named_leaves(state)
             specs = {p: trees.spec(leaf) for p, leaf in leaves.items()}
             arrays.start_save(self._writer, path / "state", leaves)
@@ -149,7 +153,7 @@ class Checkpoints:
             re-typed (each named).
         """
         self.wait()
-        found = self._choose(step)
+        found = self._choose_together(step)
         path = self._directory / str(found)
         wanted = trees.named_leaves(target)
         stored = manifest.specs(manifest.read(path))
@@ -161,6 +165,10 @@ class Checkpoints:
             )
         read = arrays.read(path / "state", wanted, stored)
         return found, trees.unflatten(target, {**trees.named_leaves(target), **read})
+
+    def _choose_together(self, step: int | None) -> int:
+        """What process 0 chooses, for all."""
+        return processes.agreed(self._choose(step) if processes.first() else 0)
 
     def _choose(self, step: int | None) -> int:
         """Returns the step to restore: the newest (or the asked one) whose every file is intact."""
@@ -202,13 +210,14 @@ class Checkpoints:
         """In the background: orbax's own end, the manifest, then what need not stay."""
         try:
             self._writer.wait_until_finished()
-            if jax.process_index() == 0:
+            if processes.first():
                 manifest.write(path, step, specs, metrics)
+            processes.wait(f"saved {step}")
         except BaseException as e:  # noqa: BLE001 - whatever it is, `check` raises it
             self._fail(step, path, e)
             return
         self._damaged.discard(step)
-        if jax.process_index() == 0:
+        if processes.first():
             try:
                 self._prune(step)
             except (OSError, ValueError) as e:  # the new step is safe, the old ones only linger
@@ -230,6 +239,8 @@ class Checkpoints:
             f"--workdir={self._directory.parent} goes on from there."
         )
         self._failure.__cause__ = error
+        if not processes.first():
+            return
         for left in reversed(range(20)):  # orbax's other threads may still be writing
             try:
                 if path.exists() and not (path / manifest.NAME).exists():
@@ -268,7 +279,7 @@ def restore_part(
       CheckpointError: there is no good step, or it has no such sub-tree (with a suggestion).
     """
     with Checkpoints(directory) as checkpoints:
-        found = checkpoints._choose(step)
+        found = checkpoints._choose_together(step)
     path = files.absolute(directory) / str(found)
     stored = manifest.specs(manifest.read(path))
     names, optional = list(names), list(optional)
