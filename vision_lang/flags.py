@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging as standard_logging
+import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from absl import app, flags, logging
 from etils import epath
@@ -23,6 +25,46 @@ def define_run() -> None:
     flags.DEFINE_enum(
         "weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one."
     )
+
+
+def define_processes() -> None:
+    """The flags of several processes that do one thing together; see `together`."""
+    flags.DEFINE_string(
+        "coordinator", "", "host:port of process 0, or auto: JAX asks SLURM, Kubernetes, a TPU pod."
+    )
+    flags.DEFINE_integer("num_processes", None, "With --coordinator=host:port.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "0, 1, ...; likewise.", lower_bound=0)
+    flags.DEFINE_integer(
+        "process_timeout", 180, "Seconds without a process after which the others end.",
+        lower_bound=1,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Inside, this process is one of those that `define_processes` is about, if there are several.
+
+    An error inside ends it at once: Python's own end would wait for the others, who wait for it.
+    """
+    from vision_lang import processes
+
+    where = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
+    processes.connect(*where, FLAGS.process_timeout)
+    if not processes.first():
+        logging.set_verbosity(logging.WARNING)
+    try:
+        yield
+        processes.wait("end")
+    except SystemExit:  # they all do
+        raise
+    except BaseException as error:
+        if not processes.several():
+            raise
+        known = isinstance(error, InputError)
+        print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(BAD_INPUT if known else 1)
 
 
 def run(

@@ -5,7 +5,12 @@
     python -m vision_lang.main --config=RUN/config.json --config.seed=1    a new run like RUN
     python -m vision_lang.main --workdir=RUN --fork=NEW --config.field=value
 
-Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a save.
+Several processes train one run together where each is started with --workdir=RUN and with
+--coordinator=HOST:PORT --num_processes=N --process_id=0, 1, ..., or with --coordinator=auto on a
+cluster that JAX knows.
+
+Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a save (of several
+processes always 143).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -47,6 +53,7 @@ def main() -> None:
 def _define() -> None:
     flags.DEFINE_string("workdir", "", "Run folder; '' = a new one under runs/.")
     flags.DEFINE_string("fork", "", "Start a new run in this folder from the config of --workdir.")
+    commands.define_processes()
     file, workdir = _given("config"), _given("workdir")
     if workdir and not file:
         # The stored config takes the file's place: `--workdir=RUN --config.steps=9` works too.
@@ -110,31 +117,70 @@ def _run() -> None:
     defaults = config_lib.load(file) if file else _stored(FLAGS.workdir)
     config_lib.check_types(config, defaults)
     config_lib.check_ranges(config)
-    run, is_new = _open(config)
-    try:
-        _train(config, defaults, run)
-    except InputError:
-        if is_new and not run.began:
-            logging.info("No step of it is kept: the new folder %s is removed again.", run.root)
-            run.root.rmtree()
-        raise
+    if config.deterministic:
+        _set_deterministic()
+    from vision_lang.training import devices
+
+    devices.set_up(_cpu_devices(config))
+    with commands.together():
+        run, is_new = _open_together(config)
+        try:
+            _train(config, defaults, run)
+        except InputError:
+            if is_new and not run.began:
+                logging.info("No step of it is kept: the new folder %s is removed again.", run.root)
+                run.root.rmtree()
+            raise
 
 
 def _train(config: ConfigDict, defaults: ConfigDict, run) -> None:
-    from vision_lang.training import devices
-
-    if config.deterministic:
-        _set_deterministic()
-    devices.set_up(_cpu_devices(config))
+    from vision_lang import processes
     from vision_lang.training import loop
+    from vision_lang.training.signals import Stopped
 
     logging.info("Run folder: %s", run.root)
+    python = _python()
     try:
         results = loop.train(config, run, sys.argv, defaults)
-    except loop.Stopped as stopped:
-        print(f"{stopped}. Go on with: {_python()} -m vision_lang.main --workdir={_quoted(run)}")
+    except Stopped as stopped:
+        if processes.first():
+            print(f"{stopped}. Go on with: {python} -m vision_lang.main --workdir={_quoted(run)}")
         sys.exit(stopped.exit_code)
-    _report(run, config, results)
+    if processes.first():
+        _report(run, config, results)
+
+
+def _open_together(config: ConfigDict):
+    """What `_open` returns; of several processes the first opens the folder.
+
+    Raises:
+      InputError: another process does not see the folder, or has another config.
+    """
+    from vision_lang import processes
+    from vision_lang.runs import config as config_lib
+    from vision_lang.runs import files, folder
+
+    if not processes.several():
+        return _open(config)
+    if not FLAGS.workdir:
+        raise InputError("Several processes need --workdir=RUN, a folder that all of them see.")
+    run, is_new = folder.RunFolder(files.absolute(FLAGS.fork or FLAGS.workdir)), False
+    number = processes.agreed(secrets.randbelow(2**31))
+    if processes.first():
+        run, is_new = _open(config)
+        run.mark.write_text(str(number))
+    processes.wait("folder made")
+    if not run.mark.exists() or run.mark.read_text() != str(number):
+        raise InputError(
+            f"'{run.root}' is not the folder that process 0 sees: name one on a disk, or in a "
+            "bucket, that all processes share."
+        )
+    if run.config.read_text() != config_lib.to_json(config):
+        raise InputError("This process has another config than process 0: start all with the same.")
+    processes.wait("folder seen")
+    if processes.first():
+        run.mark.unlink()
+    return run, is_new
 
 
 def _open(config: ConfigDict):
@@ -163,8 +209,9 @@ def _open(config: ConfigDict):
 
 
 def _cpu_devices(config: ConfigDict) -> int:
-    """As many as are wanted and can share a batch evenly."""
-    return math.gcd(config.cpu_devices, config.batch_size // config.accumulate)
+    """As many as are wanted and can share this process's part of a batch evenly."""
+    rows = config.batch_size // config.accumulate // (FLAGS.num_processes or 1)
+    return math.gcd(config.cpu_devices, rows)
 
 
 def _set_deterministic() -> None:

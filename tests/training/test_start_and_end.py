@@ -12,14 +12,15 @@ import pytest
 from configs import diffusion
 from vision_lang import main
 from vision_lang.errors import InputError
-from vision_lang.training import devices, loop
+from vision_lang.training import devices
+from vision_lang.training.signals import Signals, Stopped
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("before", [False, True])
 def test_a_signal_ends_the_last_evaluation_at_once(number, before):
-    stops = pytest.raises(loop.Stopped, match="at step 20, state saved")
-    with stops as stopped, loop.Signals() as signals:
+    stops = pytest.raises(Stopped, match="at step 20, state saved")
+    with stops as stopped, Signals() as signals:
         if before:
             os.kill(os.getpid(), number)
         assert signals.received == (number if before else 0)
@@ -29,9 +30,15 @@ def test_a_signal_ends_the_last_evaluation_at_once(number, before):
     assert stopped.value.exit_code == 128 + number
 
 
-def test_several_processes_are_refused(monkeypatch):
+def test_machines_of_a_pod_that_do_not_know_of_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(InputError, match="2 processes were started"):
+    with pytest.raises(InputError, match="one of 2 machines .* --coordinator=auto"):
+        devices.check(diffusion.get_config("tiny"))
+
+
+def test_processes_with_unequal_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: jax.local_device_count() + 1)
+    with pytest.raises(InputError, match="all of them need as many"):
         devices.check(diffusion.get_config("tiny"))
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
-from typing import SupportsFloat, TextIO
+from typing import Any, SupportsFloat, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -107,6 +107,19 @@ class Progress:
             return 0.0
         (t0, s0), (t1, s1) = self._marks[0], self._marks[-1]
         return max(0.0, (s1 - s0) / (t1 - t0)) if t1 > t0 else 0.0
+
+
+class Silent:
+    """Stands for a `Progress`, or a `Writer`, in a process that shows and writes nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: None
 
 
 def duration(seconds: float) -> str:

@@ -58,6 +58,11 @@ class RunFolder:
         return self.root / "final.json"
 
     @property
+    def mark(self) -> epath.Path:
+        """By which several processes know at the start that they see the same folder."""
+        return self.root / ".processes"
+
+    @property
     def began(self) -> bool:
         """Whether its training has left anything: a checkpoint or a line of metrics."""
         saved = self.checkpoints.exists() and any(self.checkpoints.iterdir())

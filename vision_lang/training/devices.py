@@ -60,7 +60,8 @@ def check(config: ConfigDict) -> None:
     """Logs backend, devices, processes and versions.
 
     Raises:
-      InputError: an accelerator is required and there is none.
+      InputError: an accelerator is required and there is none; the processes do not know of each
+        other, or have not as many devices.
     """
     logging.info(
         "backend %s, device %s, %d local of %d devices, process %d of %d, jax %s, python %s",
@@ -81,5 +82,14 @@ def check(config: ConfigDict) -> None:
                 "--config.require_accelerator=false."
             )
         logging.warning("Training on the CPU: JAX finds no GPU or TPU.")
-    if jax.process_count() != 1:
-        raise InputError(f"{jax.process_count()} processes were started; one is supported so far.")
+    count = jax.process_count()
+    if count > 1 and not jax.distributed.is_initialized():  # a TPU pod counts its machines itself
+        raise InputError(
+            f"This is one of {count} machines that have to train together: start the command on "
+            "all of them with --coordinator=auto."
+        )
+    if jax.device_count() != count * jax.local_device_count():
+        raise InputError(
+            f"This process has {jax.local_device_count()} of the {jax.device_count()} devices of "
+            f"{count} processes; all of them need as many."
+        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import signal
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
+from vision_lang import processes
 from vision_lang.data import pipeline
 from vision_lang.errors import InputError
 from vision_lang.evaluators import make_evaluators
@@ -20,21 +20,14 @@ from vision_lang.evaluators.context import Context, Evaluator, Result
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import files, manifest, provenance, records
 from vision_lang.runs.checkpoint import Checkpoints
-from vision_lang.runs.console import Progress, duration
+from vision_lang.runs.console import Progress, Silent, duration
 from vision_lang.runs.folder import RunFolder
 from vision_lang.runs.writer import Writer
 from vision_lang.training import devices, setup
+from vision_lang.training.signals import Signals, Stopped
 from vision_lang.training.state import TrainState
 
 SHOWN = ("loss", "images/s")  # beside the progress bar
-
-
-class Stopped(Exception):
-    """A signal ended the training early; the state has been saved."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}, state saved")
-        self.exit_code = 128 + signum
 
 
 def train(
@@ -63,7 +56,10 @@ def train(
     with Checkpoints(run.checkpoints, config.keep, config.keep_period, config.keep_best) as saved:
         # Where to begin. --------------------------------------------------------------------------
         state, start = job.state, 0
-        if manifest.any_finished(run.checkpoints):  # damaged or not: never begin anew over them
+        # What process 0 sees counts: other machines may see a shared folder a little later.
+        if processes.agreed(
+            manifest.any_finished(run.checkpoints)
+        ):  # damaged or not: never begin anew over them
             start, state = saved.restore(job.state)
             logging.info("Resumed from step %d.", start)
         if start > config.steps:
@@ -84,10 +80,12 @@ def train(
             classes=context.classes,
             multi_label=context.multi_label,
             workers=config.workers,
+            process_index=job.parallel.share[0],
+            process_count=job.parallel.share[1],
         )
         with (
-            Writer(run, start) as writer,
-            Progress(config.steps, start) as progress,
+            Writer(run, start) if processes.first() else Silent() as writer,
+            Progress(config.steps, start) if processes.first() else Silent() as progress,
             pipeline.prefetch(batches, job.parallel.place) as feed,
             Signals() as signals,
         ):
@@ -122,16 +120,17 @@ def train(
                     progress.resume()
                     clock.resume()
                 best = bool(config.keep_best and measured)
-                if is_due(step, config.save_every) or best or last or signals.received:
+                stopped = signals.at(step)
+                if is_due(step, config.save_every) or best or last or stopped:
                     flying.drain()
                     writer.flush()
                     saved.save(step, state, measured)
                 if last:
                     results = measured
-                if signals.received and not last:
+                if stopped and not last:
                     saved.wait()
                     record_end(run, time.perf_counter() - began)
-                    raise Stopped(signals.received, step)
+                    raise Stopped(stopped, step)
 
             # The end. -----------------------------------------------------------------------------
             saved.wait()
@@ -139,10 +138,11 @@ def train(
             results = results or evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
     record_end(run, time.perf_counter() - began)
-    records.write_results(run, results)
     parts = {"params": state.params, "opt_state": state.opt_state, "mutable": state.mutable}
     parts |= {f"ema/{name}": ema for name, ema in state.ema.items()}
-    records.write_final(run, config.steps, parts)
+    if processes.first():
+        records.write_results(run, results)
+        records.write_final(run, config.steps, parts)
     return results
 
 
@@ -158,7 +158,7 @@ def averages(state: TrainState) -> dict[str, float]:
 
 
 def evaluate(
-    evaluators: dict[str, Evaluator], state: TrainState, writer: Writer, step: int, final: bool
+    evaluators: dict[str, Evaluator], state: TrainState, writer: Any, step: int, final: bool
 ) -> dict[str, float]:
     """Runs the evaluators on the raw weights and every average, and logs what they find."""
     weights = {"raw": state.variables()} | {n: state.variables(n) for n in state.ema}
@@ -179,12 +179,16 @@ def evaluate(
 
 def record_start(run: RunFolder, record: dict[str, Any], start: int) -> None:
     """Adds this start to provenance.json: a resumed run has one record per start."""
+    if not processes.first():
+        return
     starts = json.loads(run.provenance.read_text())["starts"] if run.provenance.exists() else []
     files.write_json(run.provenance, {"starts": [*starts, {"step": start} | record]})
 
 
 def record_end(run: RunFolder, seconds: float) -> None:
     """Adds to this start's record how long its loop took, compilation and evaluations included."""
+    if not processes.first():
+        return
     starts = json.loads(run.provenance.read_text())["starts"]
     files.write_json(run.provenance, {"starts": [*starts[:-1], starts[-1] | {"seconds": seconds}]})
     logging.info("The loop took %s.", duration(seconds))
@@ -251,38 +255,3 @@ class InFlight:
                     f"in a row (max_bad_steps={self._max_bad}). None was applied; {good}. "
                     "Lower the learning rate or use float32."
                 )
-
-
-class Signals:
-    """Turns the first SIGTERM or SIGINT into a note; a second one ends the program at once."""
-
-    received = 0
-    _saved: int | None = None  # the step, where nothing is left to save
-
-    def __enter__(self) -> Signals:
-        self._old = {}
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, self._note)
-        except ValueError:  # not the main thread (a notebook, a test): signals stay as they are
-            pass
-        return self
-
-    def end_at_once(self, step: int) -> None:
-        """From here on, where the last `step` is saved, a signal raises Stopped; so does one that
-        came before."""
-        self._saved = step
-        if self.received:
-            raise Stopped(self.received, step)
-
-    def _note(self, number: int, frame: Any) -> None:
-        del frame
-        self.received = number
-        for handled in self._old:
-            signal.signal(handled, signal.SIG_DFL)
-        if self._saved is not None:
-            raise Stopped(number, self._saved)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)

@@ -14,7 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vision_lang import keys as random_keys
-from vision_lang import tasks
+from vision_lang import processes, tasks
 from vision_lang.data import sources, tokenizer
 from vision_lang.errors import InputError
 from vision_lang.runs import checkpoint, files, records, trees
@@ -104,13 +104,15 @@ def make_task(config: ConfigDict, words: tokenizer.Tokenizer, num_classes: int) 
 
 def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
     """Builds the job: data, task, optimizer, compiled step, and the state before the first step."""
-    data, words = prepare_data(config, run)
+    data, words = processes.in_turn("data", lambda: prepare_data(config, run))
     task = make_task(config, words, len(data.class_names or []))
     way = parallel.make(config.parallel, config.batch_size, config.accumulate)
     step, first = start(config, task)
     placed = way.place_state(first)
     if config.task == "diffusion" and task.latents.kept:
-        data = _with_latents(data, config, task, placed, way, run)
+        own = parallel.make(config.parallel, devices=jax.local_devices())
+        made = lambda: _with_latents(data, config, task, first, own, run)  # noqa: E731
+        data = processes.in_turn("latents", made)
     return Job(config, data, words, task, way, way.step(step), placed)
 
 
@@ -123,7 +125,8 @@ def _with_latents(
     run: folder_lib.RunFolder,
 ) -> sources.Prepared:
     """The data with the latents of their pictures, which data.json then names."""
-    data, fingerprint = latents.prepare(data, config, task, first.variables(), way)
+    variables = way.place_state(first.variables())
+    data, fingerprint = latents.prepare(data, config, task, variables, way)
     stored = json.loads(run.data.read_text())
     if stored.get("latents", fingerprint) != fingerprint:
         raise InputError(
@@ -131,7 +134,8 @@ def _with_latents(
             f"latents were {stored['latents']}, now {fingerprint}). Bring the old one back, or "
             "start a new run."
         )
-    files.write_json(run.data, stored | {"latents": fingerprint})
+    if processes.first():
+        files.write_json(run.data, stored | {"latents": fingerprint})
     return data
 
 
