@@ -3,7 +3,11 @@ r"""Trains a tiny task on 1, 2, ... forced host devices and prints what came out
     XLA_FLAGS=--xla_force_host_platform_device_count=4 \
         python -m tests.training.on_devices 30 diffusion
 
-What it prints is compared by test_devices.py.
+or, as one of several processes, on the devices of all:
+
+    python -m tests.training.on_devices 30 diffusion localhost:PORT COUNT INDEX
+
+What it prints is compared by test_devices.py and test_processes.py.
 """
 
 from __future__ import annotations
@@ -70,6 +74,11 @@ def batch(step, side=SIDE):
     }
 
 
+def own(way, batch):
+    """The rows of a batch that this process has."""
+    return jax.tree.map(lambda x: x[way.own(ROWS)], batch)
+
+
 # Hands gradients through and keeps the last ones as its state.
 RECORDER = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -95,7 +104,7 @@ def train(way, steps, task, accumulate=1):
     losses = []
     for number in range(steps):
         state = state.replace(window=way.place_state(jax.tree.map(jnp.zeros_like, state.window)))
-        state, bad = compiled(state, way.place(batch(number, side(task))))
+        state, bad = compiled(state, way.place(own(way, batch(number, side(task)))))
         assert int(bad) == 0  # waits: many collectives in flight can deadlock the CPU backend
         total, count = jax.device_get(state.window["loss"])
         losses.append(float(total) / float(count))
@@ -152,7 +161,7 @@ def draws(way):
     black = batch(0) | {"image": np.zeros((ROWS, SIDE, SIDE, 3), np.uint8)}
     found = []
     for _ in range(2):
-        state, _ = compiled(state, way.place(black))
+        state, _ = compiled(state, way.place(own(way, black)))
         found.append(jax.device_get(state.mutable["seen"]))
     return found
 
@@ -165,7 +174,8 @@ def spread(way):
         return {name: across.spread(own, x) for name, x in state.items()}
 
     rows = {str(n): jnp.arange(6.0 * n).reshape(n, 2, 3) for n in (1, 5, 8)}
-    squares = way.step(step)(way.place_state(rows), way.place({"index": np.arange(ROWS)}))
+    index = own(way, {"index": np.arange(ROWS)})
+    squares = way.step(step)(way.place_state(rows), way.place(index))
     return {name: np.asarray(x).tolist() for name, x in squares.items()}
 
 
@@ -191,6 +201,7 @@ def main(steps: int, task: str) -> None:
     runs = {name: train(way, steps, task, parts[name]) for name, way in ways.items()}
     grads, losses = runs.pop("pmap 1")
     found = {
+        "losses_of": {name: other for name, (_, other) in runs.items()},
         "largest": float(np.abs(grads).max()),
         "share_not_zero": float((grads != 0).mean()),
         "losses": losses,
@@ -206,5 +217,18 @@ def main(steps: int, task: str) -> None:
     print(json.dumps(found))
 
 
+def of_processes(steps: int, task: str, where: str, count: int, index: int) -> None:
+    jax.distributed.initialize(where, count, index, heartbeat_timeout_seconds=60)
+    ways = {name: parallel.make(name) for name in ("pmap", "jit")}
+    found = {"losses_of": {name: train(way, steps, task)[1] for name, way in ways.items()}}
+    if task == "diffusion":
+        found["spread"] = {name: spread(way) for name, way in ways.items()}
+        found["draws"] = {name: describe(draws(way)) for name, way in ways.items()}
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[3:]:
+        of_processes(int(sys.argv[1]), sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+    else:
+        main(int(sys.argv[1]), sys.argv[2])
