@@ -16,6 +16,8 @@ has, to pick the right description of each picture (evaluators/descriptions.py):
 --choices are about that. --evaluators=probe [--layer=NAME] learns the classes of the data set from
 the features of any run that has some, by a linear classifier and by the nearest neighbours
 (evaluators/probe.py).
+
+Several processes share the work as in vision_lang.main, by the same flags.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ GENERATION = ("features", "layer", "allow_few", "captioner", "matcher", "classif
 def main() -> None:
     """Defines the flags and runs the command."""
     commands.define_run()
+    commands.define_processes()
     flags.DEFINE_string("split", "", "One split; '' = those of the run's config.")
     flags.DEFINE_integer("count", 0, "Examples that are drawn or described; 0 = the run's config.")
     flags.DEFINE_string("out", "", "Another file than the run's results.json.")
@@ -68,14 +71,19 @@ def _run() -> None:
     from vision_lang.training import devices
 
     devices.set_up()
+    with commands.together():
+        _evaluate()
+
+
+def _evaluate() -> None:
+    from vision_lang import processes
     from vision_lang.data import sources
     from vision_lang.evaluators import make_evaluators
     from vision_lang.evaluators.context import Context
-    from vision_lang.runs import records
     from vision_lang.training import parallel, setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
-    data = sources.prepare(loaded.config.data)
+    data = processes.in_turn("data", lambda: sources.prepare(loaded.config.data))
     setup.check_data(data, loaded.run)
     config = loaded.config.copy_and_resolve_references().unlock()
     _select(config)
@@ -107,10 +115,18 @@ def _run() -> None:
             found = evaluator(weights, True)
         results |= found.numbers
         notes |= found.notes
-        if FLAGS.pictures:
+        if FLAGS.pictures and processes.first():
             _write_pictures(found.pictures)
     if not results:
         raise InputError(f"The run's evaluators measure nothing on the split '{FLAGS.split}'.")
+    if processes.first():
+        _report(loaded, results, notes, newest)
+
+
+def _report(loaded, results: dict[str, float], notes: dict[str, str], newest: bool) -> None:
+    """Prints what was found, and writes it where it belongs."""
+    from vision_lang.runs import records
+
     width = max(map(len, results))
     for name, value in sorted(results.items()):
         print(f"{name:{width}s}  {np.round(value, 6):g}")
@@ -129,9 +145,10 @@ def _run() -> None:
 @contextlib.contextmanager
 def _shown(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar over the batches of one evaluator; one batch is over before it is seen."""
+    from vision_lang import processes
     from vision_lang.runs.console import Progress
 
-    if total < 2:
+    if total < 2 or not processes.first():
         yield lambda done: None
         return
     with Progress(total, what=name) as progress:

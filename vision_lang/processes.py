@@ -67,7 +67,11 @@ def connect(coordinator: str, count: int | None, index: int | None, timeout: int
             shutdown_timeout_seconds=timeout,
         )
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"--coordinator={coordinator}: JAX cannot start here: {error}") from error
+        raise InputError(
+            f"--coordinator={coordinator}: JAX cannot join other processes here: {error} Where it "
+            "does not know the cluster, give --coordinator=HOST:PORT, --num_processes and "
+            "--process_id."
+        ) from error
     finally:
         late.cancel()
     logging.info("The processes have met. One that dies ends the others within %d s.", timeout)

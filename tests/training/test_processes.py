@@ -35,12 +35,18 @@ def free_port():
 
 def start(directory, count, *arguments, workdir="run", timeout=120):
     """Starts `main` once for each of `count` processes."""
-    where = f"--coordinator=localhost:{free_port()}"
     return [
-        commands.start(
-            directory, "main", f"--workdir={workdir}", *arguments, where,
-            f"--num_processes={count}", f"--process_id={index}", f"--process_timeout={timeout}",
-        )
+        commands.start(directory, "main", f"--workdir={workdir}", *arguments, *where)
+        for where in places(count, timeout)
+    ]
+
+
+def places(count, timeout=120):
+    """The flags of each of `count` processes."""
+    port = free_port()
+    return [
+        (f"--coordinator=localhost:{port}", f"--num_processes={count}", f"--process_id={index}",
+         f"--process_timeout={timeout}")
         for index in range(count)
     ]  # fmt: skip
 
@@ -85,16 +91,11 @@ def test_two_processes_are_one_run(recogniser, tmp_path):
 
 def test_a_process_that_is_missing_is_told(tmp_path):
     """Be it another than process 0 or process 0."""
-    started = [
-        commands.start(
-            tmp_path, "main", commands.TINY, "--workdir=run", "--process_timeout=2",
-            f"--coordinator=localhost:{free_port()}", "--num_processes=2", f"--process_id={index}",
-        )
-        for index in (0, 1)
-    ]  # fmt: skip
+    some = places(2, timeout=2)[0], places(2, timeout=2)[1]
+    started = [commands.start(tmp_path, "main", commands.TINY, "--workdir=x", *p) for p in some]
     for end in ends(started):
         assert "After 2 s not all processes have met" in end.sentence
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,16 @@ def test_runs_with_all_their_evaluators_are_those_of_one_process(
 
 
 @pytest.mark.slow
+def test_processes_evaluate_together(recogniser, tmp_path):
+    shutil.copytree(recogniser.parent, tmp_path, dirs_exist_ok=True)
+    found = ends([commands.start(tmp_path, "evaluate", "--run=run", *where) for where in places(2)])
+    assert [end.code for end in found] == [0, 0], found
+    assert "written to run/results.json" in found[0].out and "written" not in found[1].out
+    results = [json.loads((p / "results.json").read_text()) for p in (tmp_path / "run", recogniser)]
+    assert results[0] == pytest.approx(results[1], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step(recogniser, tmp_path):
     shutil.copytree(recogniser.parent, tmp_path, dirs_exist_ok=True)
     config = f"--config={commands.ROOT}/configs/recognition.py:tiny=true"
@@ -243,14 +254,10 @@ def test_a_process_that_is_killed_ends_the_others(recogniser, tmp_path, killed):
 
 @pytest.mark.slow
 def test_processes_that_see_different_folders_end(tmp_path):
-    where = f"--coordinator=localhost:{free_port()}"
     started = [
-        commands.start(
-            tmp_path, "main", commands.TINY, f"--workdir=run{index}", where, "--num_processes=2",
-            f"--process_id={index}", "--process_timeout=5",
-        )
-        for index in range(2)
-    ]  # fmt: skip
+        commands.start(tmp_path, "main", commands.TINY, f"--workdir=run{index}", *where)
+        for index, where in enumerate(places(2, timeout=5))
+    ]
     first, second = ends(started)
     assert "is not the folder that process 0 sees" in second.sentence
     assert first.code != 0
