@@ -100,11 +100,19 @@ def first() -> bool:
 
 
 def wait(name: str) -> None:
-    """Waits until all processes are here. A name is used once."""
-    if several():
-        import orbax.checkpoint as ocp  # takes a second
+    """Waits until all processes are here. A name is used once.
 
+    Raises:
+      InputError: one of them has ended.
+    """
+    if not several():
+        return
+    import orbax.checkpoint as ocp  # takes a second
+
+    try:
         ocp.multihost.get_barrier_sync_fn()(key=name, timeout_ms=PATIENCE)
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError("Another process has ended: what it printed says why.") from error
 
 
 def agreed(number: int) -> int:

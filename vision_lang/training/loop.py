@@ -56,10 +56,8 @@ def train(
     with Checkpoints(run.checkpoints, config.keep, config.keep_period, config.keep_best) as saved:
         # Where to begin. --------------------------------------------------------------------------
         state, start = job.state, 0
-        # What process 0 sees counts: other machines may see a shared folder a little later.
-        if processes.agreed(
-            manifest.any_finished(run.checkpoints)
-        ):  # damaged or not: never begin anew over them
+        # Damaged or not: never begin anew over them. What process 0 sees of a shared folder counts.
+        if processes.agreed(manifest.any_finished(run.checkpoints)):
             start, state = saved.restore(job.state)
             logging.info("Resumed from step %d.", start)
         if start > config.steps:
