@@ -60,8 +60,11 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if not processes.several():
             raise
-        known = isinstance(error, InputError)
-        print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
+        known, sentence = isinstance(error, InputError), str(error)
+        if not known:
+            traceback.print_exc()
+            sentence = "This process ends. If another was not there, its output says why."
+        print(f"error: {sentence}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(BAD_INPUT if known else 1)
