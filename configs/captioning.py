@@ -36,13 +36,13 @@ encoder, 8 heads, a momentum of .98, an encoder that has learnt to match, and co
 octave were still on it when they were stopped, after 600 to 800 steps.
 
 What ends it sooner: with features that were given instead of learnt (each place knows its object),
-where nothing but the decoder has to learn, two objects in the plainest words took 130 steps, in all
-the words of a caption 200, three objects in the plainest words 250, and both together more than 500;
-200 again where the words of relations, 1 of 17, counted five times. Their gradient drowns in that of
-words that a caption is free to choose. Positions that begin as sines, and four captions of each of a
-quarter of the pictures, did not help. Hence config.word_weights: 78 % of 256 right after the first
-1,000 of 3,000 steps, 70 % without; 85 and 86 % after 2,000. Of what is wrong then half names one
-object twice, which relations have no part in.
+so that only the decoder had to learn, two objects in the plainest words took 130 steps, in all the
+words of a caption 200, up to three in the plainest words 250, and both together more than 500; 200
+again where the words of relations, one of 17, counted five times. Their gradient drowns in that of
+words that a caption is free to choose. Positions that began as sines, and four captions of each of
+a quarter of the pictures, did not help. Hence config.word_weights: 78 % of 256 right after the
+first 1,000 of 3,000 steps, 70 % without; after 2,000, 85 and 86 %. Of what was wrong after 3,000
+without them half names one object twice, in which relations have no part.
 
 Batches of 32 learn as much from each example as those of 64 (.73 after 32,000 and .71 after 45,000
 examples), and beams of 4 describe no better than greedy decoding (91.2 and 91.5 % of 600 after

@@ -19,11 +19,22 @@ def test_a_new_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def test_a_named_folder_must_be_free(tmp_path):
     run = folder.create(str(tmp_path / "a" / "b"), "diffusion")
+    (run.root / "notes.txt").touch()
     with pytest.raises(InputError, match="not an empty folder"):
         folder.create(str(run.root), "diffusion")
     run.config.write_text("{}")
     with pytest.raises(InputError, match="already holds a run"):
         folder.create(str(run.root), "diffusion")
+
+
+def test_a_start_that_was_killed_leaves_no_obstacle(tmp_path):
+    """Before the config is written there is nothing to resume; the same command begins anew."""
+    run = folder.create(str(tmp_path / "run"), "diffusion")
+    (run.root / ".config.json.tmp-12").write_text("{")
+    assert folder.create(str(tmp_path / "run"), "diffusion") == run
+    (run.samples / "0.png").write_bytes(b"")
+    with pytest.raises(InputError, match="not an empty folder"):
+        folder.create(str(tmp_path / "run"), "diffusion")
 
 
 def test_training_has_begun_where_it_left_something(tmp_path):

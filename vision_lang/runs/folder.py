@@ -98,7 +98,7 @@ def _create(workdir: str, task: str) -> RunFolder:
                 f"'{workdir}' already holds a run. Resume it with --workdir={workdir} alone, or "
                 "name another folder."
             )
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        if root.exists() and (not root.is_dir() or not _is_unused(root)):
             raise InputError(f"'{workdir}' exists and is not an empty folder; name another one.")
         root.mkdir(parents=True, exist_ok=True)
     else:
@@ -106,6 +106,16 @@ def _create(workdir: str, task: str) -> RunFolder:
     run = RunFolder(root)
     run.samples.mkdir(parents=True, exist_ok=True)
     return run
+
+
+def _is_unused(root: epath.Path) -> bool:
+    """Whether nothing lies there but what a start leaves that was killed before its config was
+    written: the folder of samples, and the beginning of that file."""
+    return all(
+        path.name.startswith(".config.json.")
+        or (path.name == "samples" and not any(path.iterdir()))
+        for path in root.iterdir()
+    )
 
 
 def open(path: str, checkpoint: bool = False) -> RunFolder:
