@@ -57,13 +57,16 @@ def from_config(config: ConfigDict, facts: DataFacts) -> Captioning:
 
 def _token_weights(weights: Mapping[str, float], facts: DataFacts) -> np.ndarray | None:
     """config.word_weights by token [V]; None where no word has one."""
+    weights = {word: weight for word, weight in weights.items() if weight != 1.0}
     found = np.ones(facts.vocab_size, np.float32)
     for word, weight in weights.items():
         tokens = facts.tokens_of(word)
-        if not tokens or weight < 0:
-            what = (
-                f"={weight}: no weight is below 0" if tokens else ": the tokenizer has no such word"
+        if weight < 0:
+            raise InputError(f"config.word_weights.{word}={weight} is below 0.")
+        if not tokens:
+            raise InputError(
+                f"config.word_weights.{word}: the tokenizer has no such word as one token; with a "
+                "larger data.vocab_size it may, and a weight of 1 needs none."
             )
-            raise InputError(f"config.word_weights.{word}{what}.")
         found[list(tokens)] = weight
     return found if weights else None
