@@ -35,14 +35,15 @@ nothing of which is which: the words of the first object are not yet used to fin
 encoder, 8 heads, a momentum of .98, an encoder that has learnt to match, and coordinates of one
 octave were still on it when they were stopped, after 600 to 800 steps.
 
-What ends it sooner: with features that were given instead of learnt (each place knows its object),
-so that only the decoder had to learn, two objects in the plainest words took 130 steps, in all the
-words of a caption 200, up to three in the plainest words 250, and both together more than 500; 200
-again where the words of relations, one of 17, counted five times. Their gradient drowns in that of
-words that a caption is free to choose. Positions that began as sines, and four captions of each of
-a quarter of the pictures, did not help. Hence config.word_weights: 78 % of 256 right after the
-first 1,000 of 3,000 steps, 70 % without; after 2,000, 85 and 86 %. Of what was wrong after 3,000
-without them half names one object twice, in which relations have no part.
+What ends it sooner: with features that were given instead of learnt (a throw-away script; each place
+knows its object), so that only the decoder had to learn, two objects in the plainest words took 130
+steps, in all the words of a caption 200, up to three in the plainest words 250, and both together
+more than 500; 200 again where the words of relations, one of 17, counted five times. Their gradient
+drowns in that of words that a caption is free to choose. Positions that began as sines, and four
+captions of each of a quarter of the pictures, did not help. Hence config.word_weights: 78 % of 256
+right after the first 1,000 of 3,000 steps, 70 % without; after 2,000, 85 and 86 %; in the end 93.5
+and 93.1 % of test, 90.9 and 88.1 % of test_unseen. Of what is wrong then half names one object
+twice, in which relations have no part.
 
 Batches of 32 learn as much from each example as those of 64 (.73 after 32,000 and .71 after 45,000
 examples), and beams of 4 describe no better than greedy decoding (91.2 and 91.5 % of 600 after
