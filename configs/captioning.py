@@ -35,10 +35,10 @@ nothing of which is which: the words of the first object are not yet used to fin
 encoder, 8 heads, a momentum of .98, an encoder that has learnt to match, and coordinates of one
 octave were still on it when they were stopped, after 600 to 800 steps.
 
-What ends it sooner: with features that were given instead of learnt (a throw-away script; each place
-knows its object), so that only the decoder had to learn, two objects in the plainest words took 130
-steps, in all the words of a caption 200, up to three in the plainest words 250, and both together
-more than 500; 200 again where the words of relations, one of 17, counted five times. Their gradient
+What ends it sooner: with features that were given instead of learnt (a throw-away script; places
+know their object), so that only the decoder had to learn, two objects in the plainest words took
+130 steps, in all the words of a caption 200, up to three in the plainest words 250, and both more
+than 500; 200 again where the words of relations, one of 17, counted five times. Their gradient
 drowns in that of words that a caption is free to choose. Positions that began as sines, and four
 captions of each of a quarter of the pictures, did not help. Hence config.word_weights: 78 % of 256
 right after the first 1,000 of 3,000 steps, 70 % without; after 2,000, 85 and 86 %; in the end 93.5
