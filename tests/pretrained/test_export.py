@@ -8,11 +8,13 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file
 
 from tests.pretrained import references
 from vision_lang import convert, export, pretrained
 from vision_lang.pretrained import tensors
+from vision_lang.training import setup
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
 
@@ -78,6 +80,24 @@ def test_how_pictures_were_preprocessed_goes_with_an_encoder(command, tmp_path):
     )  # fmt: skip
     assert model.preprocessing == "torchvision"
     assert pretrained.load("vgg", tmp_path / "b.safetensors").model.preprocessing == "symmetric"
+
+
+def test_a_vgg_without_head_is_an_encoder_to_begin_with(command, tmp_path):
+    whole = load_file(references.weights(REFERENCES / "vgg_torchvision_bn"))
+    theirs = {n: x for n, x in whole.items() if n.startswith("features.")}
+    source, run, out = (str(tmp_path / name) for name in ("a.safetensors", "run", "b.safetensors"))
+    tensors.write(epath.Path(source), theirs, {"preprocessing": "torchvisions"})
+    made = command(convert.main, "--kind=vgg", f"--path={source}", f"--run={run}")
+    assert "Did you mean 'torchvision'?" in made.sentence
+    tensors.write(epath.Path(source), theirs, {})
+    command(convert.main, "--kind=vgg", f"--path={source}", f"--run={run}")
+    _, found = setup.weights_of(run)  # what config.init.encoder=RUN reads
+    assert {name.split("/")[1] for name in found} == {"encoder"}
+    command(export.main, f"--run={run}", "--network=encoder", f"--out={out}")
+    ours = load_file(out)
+    assert ours.keys() == {n for n in theirs if not n.endswith("num_batches_tracked")}
+    for name, x in ours.items():
+        np.testing.assert_array_equal(theirs[name], x, err_msg=name)
 
 
 @pytest.mark.parametrize(

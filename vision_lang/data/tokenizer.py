@@ -157,8 +157,8 @@ class Tokenizer:
 
     def tokens_of(self, word: str) -> tuple[int, ...]:
         """The tokens that are all of a word: at the start of a text, and behind a space."""
-        spelled = self._hf.encode_batch_fast([word, " " + word], add_special_tokens=False)
-        return tuple(sorted({e.ids[0] for e in spelled if len(e.ids) == 1}))
+        spelled = self._tokens([word, " " + word])
+        return tuple(sorted({ids[0] for ids in spelled if len(ids) == 1}))
 
     def count_truncated(self, texts: Sequence[str], length: int) -> int:
         """How many of the texts have more tokens than there is room, and so lose their end."""

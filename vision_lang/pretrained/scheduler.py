@@ -22,58 +22,56 @@ class Theirs(NamedTuple):
     """A scheduler's class: our sampler, where it has steps if nothing is said, and its options.
 
     spacings: (timestep_spacing, steps_offset) that are the same steps here, and their names.
-    options: name -> (the library's default, the value that is built).
+    options: name -> the value that is built, which is the library's default but for `DEFAULTS`.
     """
 
     sampler: str
     spacing: str
     spacings: dict[tuple[str, int], str]
-    options: dict[str, tuple[Any, Any]]
+    options: dict[str, Any]
 
 
-STEPS = {("leading", 0): "leading", ("leading", 1): "leading_1"} | {
-    ("trailing", offset): "trailing"
-    for offset in (0, 1)  # which the offset does not move
+DEFAULTS = {"clip_sample": True}
+TRAILING = {("trailing", offset): "trailing" for offset in (0, 1)}  # which the offset does not move
+STEPS = {("leading", 0): "leading", ("leading", 1): "leading_1"} | TRAILING
+CLIP = {"clip_sample": False, "thresholding": False}
+SIGMAS = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "final_sigmas_type": "zero",
 }
-CLIP = {"clip_sample": (True, False), "thresholding": (False, False)}
-SIGMAS = dict.fromkeys(
-    ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), (False, False)
-)
 SCHEDULERS = {
     "DDIMScheduler": Theirs("ddim", "leading", STEPS, CLIP),
-    "DDPMScheduler": Theirs(
-        "ddpm", "leading", STEPS, CLIP | {"variance_type": ("fixed_small", "fixed_small")}
-    ),
+    "DDPMScheduler": Theirs("ddpm", "leading", STEPS, CLIP | {"variance_type": "fixed_small"}),
     "EulerDiscreteScheduler": Theirs(
         "euler",
         "linspace",
         STEPS,
         SIGMAS
         | {
-            "interpolation_type": ("linear", "linear"),
-            "timestep_type": ("discrete", "discrete"),
-            "sigma_min": (None, None),
-            "sigma_max": (None, None),
-            "final_sigmas_type": ("zero", "zero"),
+            "interpolation_type": "linear",
+            "timestep_type": "discrete",
+            "sigma_min": None,
+            "sigma_max": None,
         },
     ),
     # Its "leading" divides by one step more than the others' does.
     "DPMSolverMultistepScheduler": Theirs(
         "dpmpp_2m",
         "linspace",
-        {key: name for key, name in STEPS.items() if name == "trailing"},
+        TRAILING,
         SIGMAS
         | {
-            "thresholding": (False, False),
-            "algorithm_type": ("dpmsolver++", "dpmsolver++"),
-            "solver_order": (2, 2),
-            "solver_type": ("midpoint", "midpoint"),
-            "lower_order_final": (True, True),
-            "euler_at_final": (False, False),
-            "use_lu_lambdas": (False, False),
-            "use_flow_sigmas": (False, False),
-            "final_sigmas_type": ("zero", "zero"),
-            "variance_type": (None, None),
+            "thresholding": False,
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "euler_at_final": False,
+            "use_lu_lambdas": False,
+            "use_flow_sigmas": False,
+            "variance_type": None,
         },
     ),
 }
@@ -103,16 +101,16 @@ def _sampling(config: Options) -> dict[str, str]:
     name = config.get("_class_name", "")
     theirs = SCHEDULERS.get(name)
     if theirs is None:
-        return _nearest(f"{name or 'a scheduler without a name'}", *FALLBACK)
-    found = {k: config.fields.get(k, default) for k, (default, _) in theirs.options.items()}
-    other = [f"{k}={v}" for k, v in found.items() if v != theirs.options[k][1]]
-    spacing, offset = config.get("timestep_spacing", theirs.spacing), config.get("steps_offset", 0)
-    ours = theirs.spacings.get((spacing, offset))
-    if ours is None:
-        other.append(f"timestep_spacing={spacing}, steps_offset={offset}")
+        return _nearest(name or "a scheduler without a name", *FALLBACK)
+    found = {k: config.fields.get(k, DEFAULTS.get(k, v)) for k, v in theirs.options.items()}
+    other = [f"{k}={v}" for k, v in found.items() if v != theirs.options[k]]
+    steps = config.get("timestep_spacing", theirs.spacing), config.get("steps_offset", 0)
+    if steps not in theirs.spacings:
+        other.append("timestep_spacing={}, steps_offset={}".format(*steps))
+    spacing = theirs.spacings.get(steps, FALLBACK[1])
     if other:
-        return _nearest(f"{name} with {', '.join(other)}", theirs.sampler, ours or FALLBACK[1])
-    sampling = {"sampler": theirs.sampler, "spacing": theirs.spacings[spacing, offset]}
+        return _nearest(f"{name} with {', '.join(other)}", theirs.sampler, spacing)
+    sampling = {"sampler": theirs.sampler, "spacing": spacing}
     if name == "DDIMScheduler" and not config.get("set_alpha_to_one", True):
         sampling["final_sigma"] = "sigma_min"
     return sampling

@@ -17,14 +17,14 @@ from ml_collections import ConfigDict
 from vision_lang import pretrained
 from vision_lang.data import presets
 from vision_lang.data.tokenizer import Tokenizer
-from vision_lang.errors import InputError
+from vision_lang.errors import InputError, choose
 from vision_lang.models.inception import PUBLISHED_SHA256, SIDE
 from vision_lang.models.vgg import SMALLEST
 from vision_lang.pretrained import scheduler, tensors, tokenizers
 from vision_lang.pretrained.options import Options
 from vision_lang.runs import config as config_lib
 from vision_lang.tasks import clip
-from vision_lang.tasks.preprocessing import CLIP_MEAN, CLIP_STD, NORMALISED
+from vision_lang.tasks.preprocessing import CLIP_MEAN, CLIP_STD, NORMALISED, PREPROCESSINGS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -45,15 +45,14 @@ class Converted(NamedTuple):
 
 def _config(name: str, argument: str) -> ConfigDict:
     """A config of ours, to be changed."""
-
     config = ConfigDict(config_lib.load(f"{CONFIGS / name}.py:{argument}").to_dict())
     config.ema = ConfigDict()  # nothing was averaged
     return config
 
 
 def _vgg(path: epath.Path) -> Converted:
-
     model, variables = pretrained.load("vgg", path)
+    choose(PREPROCESSINGS, model.preprocessing, f"preprocessing in the metadata of '{path}':")
     spec = model.net.spec
     renamed = {collection: {"encoder": tree} for collection, tree in variables.items()}
     if spec.head == "none":
@@ -78,7 +77,6 @@ def _vgg(path: epath.Path) -> Converted:
 
 def _diffusers(path: epath.Path) -> Converted:
     """A folder `unet/ vae/ text_encoder/ tokenizer/ scheduler/ model_index.json`."""
-
     tensors.read_json(tensors.folder(path) / "model_index.json", "which a folder of diffusers has")
     unet, unet_variables = pretrained.load("unet", path / "unet")
     vae, vae_variables = pretrained.load("autoencoder", path / "vae")
@@ -120,7 +118,6 @@ def _diffusers(path: epath.Path) -> Converted:
 
 def _clip(path: epath.Path) -> Converted:
     """A folder with config.json, model.safetensors and a tokenizer."""
-
     model, variables = pretrained.load("clip", path)
     net, folder = model.net, path if path.is_dir() else path.parent
     words = Tokenizer(tokenizers.read(folder))
@@ -149,7 +146,6 @@ def _preprocessing(folder: epath.Path, resolution: int) -> str:
     Raises:
       InputError: it describes another, or pictures of another size.
     """
-
     what = "what is done to pictures"
     if (file := folder / "preprocessor_config.json").exists():
         found = Options(tensors.read_json(file, what), file)
@@ -172,7 +168,6 @@ def _preprocessing(folder: epath.Path, resolution: int) -> str:
 
 def _clip_vision(path: epath.Path) -> Converted:
     """A vision tower, also out of a whole CLIP; its projection where there is one."""
-
     model, variables = pretrained.load("clip_vision", path)
     net, folder = model.net, path if path.is_dir() else path.parent
     vision = dataclasses.asdict(net.vision)
@@ -188,7 +183,6 @@ def _clip_vision(path: epath.Path) -> Converted:
 
 
 def _inception(path: epath.Path) -> Converted:
-
     model, variables = pretrained.load("inception_fid", path)
     fields = {"network": "inception", "source_sha256": model.source_sha256}
     if not model.is_fid:
