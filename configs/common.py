@@ -39,7 +39,9 @@ def base(data: str = "shapes") -> ConfigDict:
     config.workers = 0  # processes that read data; 0: in the main process
     config.deterministic = False  # XLA's bitwise repeatable kernels on GPU (slower)
     config.require_accelerator = False  # stop where JAX finds only the CPU
-    config.parallel = "pmap"  # how a step is mapped over devices
+    # How a step runs over devices: "pmap" | "jit", which do the same, each device with all of the
+    # state | "fsdp": each keeps a part of it, for a model that one device cannot hold
+    config.parallel = "pmap"
     config.cpu_devices = 2  # that a CPU counts as; at most what divides the batch
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
 

@@ -29,6 +29,7 @@ from vision_lang.runs.records import digest
 from vision_lang.training import parallel, setup
 
 ROWS, LENGTH, SIDE, WORDS, CLASSES = 8, 6, 16, 32, 4
+parallel.SMALL = 32  # of networks as tiny as these hardly anything would be cut
 
 
 class Tokenizer:
@@ -93,10 +94,12 @@ def noisy(params):
     return {name: jnp.asarray(add(np.asarray(params[name]))) for name in sorted(params)}
 
 
-def train(way, steps, task, accumulate=1):
+def train(way, steps, task, accumulate=1, kind="pmap"):
     """Returns the gradients of step 0 as one vector, and the loss of each step."""
     made = config(task, accumulate)
-    step, state = setup.start(made, setup.make_task(made, Tokenizer(), CLASSES))
+    made.parallel = kind
+    made_task = setup.make_task(made, Tokenizer(), CLASSES)
+    step, state = setup.start(made, made_task, way.lay_out)
     step = dataclasses.replace(step, optimizer=optax.chain(RECORDER, step.optimizer))
     params = noisy(state.params)
     state = state.replace(params=params, opt_state=step.optimizer.init(step.packing.pack(params)))
@@ -109,7 +112,8 @@ def train(way, steps, task, accumulate=1):
         total, count = jax.device_get(state.window["loss"])
         losses.append(float(total) / float(count))
         if number == 0:
-            grads = np.concatenate([np.asarray(g) for g in jax.tree.leaves(state.opt_state[0])])
+            seen = way.host(jax.tree.leaves(state.opt_state[0]))
+            grads = np.concatenate([g.ravel() for g in seen])
     return grads, losses
 
 
@@ -176,7 +180,7 @@ def spread(way):
     rows = {str(n): jnp.arange(6.0 * n).reshape(n, 2, 3) for n in (1, 5, 8)}
     index = own(way, {"index": np.arange(ROWS)})
     squares = way.step(step)(way.place_state(rows), way.place(index))
-    return {name: np.asarray(x).tolist() for name, x in squares.items()}
+    return {name: x.tolist() for name, x in way.host(squares).items()}
 
 
 def describe(found):
@@ -194,11 +198,14 @@ def main(steps: int, task: str) -> None:
     every = jax.local_devices()
     counts = [n for n in (1, 2, 4, 8) if n <= len(every)]
     ways = {f"pmap {n}": parallel.make("pmap", devices=every[:n]) for n in counts}
-    ways["jit"] = parallel.make("jit", devices=every)
+    ways |= {kind: parallel.make(kind, devices=every) for kind in ("jit", "fsdp")}
     # Diffusion on two devices in micro-batches: one program less to compile. (A batch norm has the
     # statistics of a micro-batch, and contrastive losses want the whole batch.)
     parts = {name: 2 if (name, task) == ("pmap 2", "diffusion") else 1 for name in ways}
-    runs = {name: train(way, steps, task, parts[name]) for name, way in ways.items()}
+    runs = {
+        name: train(way, steps, task, parts[name], name.partition(" ")[0])
+        for name, way in ways.items()
+    }
     grads, losses = runs.pop("pmap 1")
     found = {
         "losses_of": {name: other for name, (_, other) in runs.items()},
@@ -219,11 +226,13 @@ def main(steps: int, task: str) -> None:
 
 def of_processes(steps: int, task: str, where: str, count: int, index: int) -> None:
     jax.distributed.initialize(where, count, index, heartbeat_timeout_seconds=60)
-    ways = {name: parallel.make(name) for name in ("pmap", "jit")}
-    found = {"losses_of": {name: train(way, steps, task)[1] for name, way in ways.items()}}
+    ways = {kind: parallel.make(kind) for kind in ("pmap", "jit", "fsdp")}
+    found = {
+        "losses_of": {kind: train(way, steps, task, kind=kind)[1] for kind, way in ways.items()}
+    }
     if task == "diffusion":
         found["spread"] = {name: spread(way) for name, way in ways.items()}
-        found["draws"] = {name: describe(draws(way)) for name, way in ways.items()}
+        found["draws"] = {name: describe(draws(ways[name])) for name in ("pmap", "jit")}
     print(json.dumps(found))
 
 

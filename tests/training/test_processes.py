@@ -64,6 +64,27 @@ def train(directory, count, *arguments, **more):
     return found
 
 
+def on_processes(count, steps, task):
+    """What tests/training/on_devices.py reports as each of `count` processes of one device."""
+    where = f"localhost:{free_port()}"
+    flags = commands.QUICK if task == "diffusion" else ""
+    arguments = ("-m", "tests.training.on_devices", str(steps), task, where, str(count))
+    started = [
+        subprocess.Popen(
+            [sys.executable, *arguments, str(index)],
+            cwd=commands.ROOT,
+            env=os.environ | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    found = ends(started)
+    assert [end.code for end in found] == [0] * count, found[0].err
+    return [json.loads(end.out.splitlines()[-1]) for end in found]
+
+
 def assert_same_run(run, other):
     """Losses and results to 1e-5; the files that are not numbers, exactly."""
     assert [m.keys() for m in metrics(run)] == [m.keys() for m in metrics(other)]
@@ -147,26 +168,11 @@ def test_several_processes_want_a_folder(command, monkeypatch):
 @pytest.mark.parametrize("task", ["diffusion", *OTHERS[:3]])
 @pytest.mark.parametrize("count", [2, 4])
 def test_losses_are_those_of_one_process(count, task):
-    where = f"localhost:{free_port()}"
-    flags = commands.QUICK if task == "diffusion" else ""
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.on_devices", "100", task, where, *map(str, own)],
-            cwd=commands.ROOT,
-            env=os.environ | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for own in ((count, index) for index in range(count))
-    ]
-    found = ends(started)
-    assert [end.code for end in found] == [0] * count, found[0].err
-    reports = [json.loads(end.out.splitlines()[-1]) for end in found]
+    reports = on_processes(count, 100, task)
     one = on_devices(8, 100, task)
     for report in reports:
         for way, losses in report["losses_of"].items():
-            wanted = one["losses_of"]["jit" if way == "jit" else f"pmap {count}"]
+            wanted = one["losses_of"][f"pmap {count}" if way == "pmap" else way]
             assert losses[:30] == pytest.approx(wanted[:30], rel=0, abs=1e-5), way
             assert losses == pytest.approx(wanted, rel=0, abs=1e-3), way
         for name, draws in report.get("draws", {}).items():
@@ -179,7 +185,7 @@ def test_losses_are_those_of_one_process(count, task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["pmap", "jit"])
+@pytest.mark.parametrize("parallel", ["pmap", "jit", "fsdp"])
 @pytest.mark.parametrize(
     "config", ["captioning.py:tiny=true", "contrastive.py:tiny=true", "diffusion.py:tiny=true"]
 )

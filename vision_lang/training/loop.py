@@ -138,6 +138,7 @@ def train(
     record_end(run, time.perf_counter() - began)
     parts = {"params": state.params, "opt_state": state.opt_state, "mutable": state.mutable}
     parts |= {f"ema/{name}": ema for name, ema in state.ema.items()}
+    parts = job.parallel.host(parts)
     if processes.first():
         records.write_results(run, results)
         records.write_final(run, config.steps, parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,13 +83,8 @@ def with_group(config: ConfigDict, name: str, group: dict) -> ConfigDict:
     return config
 
 
-class Packing:
-    """Parameters as one vector per group, and back.
-
-    The optimizer works on the vectors: a handful of long operations instead of several short ones
-    for each of hundreds of arrays, which take XLA far longer to compile and cost a collective each
-    when gradients are averaged over devices.
-    """
+class Grouping:
+    """Parameters by optimizer group, and back."""
 
     def __init__(self, params: Params, groups: ConfigDict) -> None:
         self._shapes = {name: p.shape for name, p in params.items()}
@@ -97,21 +93,39 @@ class Packing:
         self._members = {g: names for g, names in self._members.items() if names}
 
     def shapes(self, group: str) -> list[tuple[int, ...]]:
-        """The shapes of a group's parameters, in the order of its vector."""
+        """The shapes of a group's parameters, in the order of their paths."""
         return [self._shapes[name] for name in self._members.get(group, [])]
 
-    def pack(self, params: Params) -> dict[str, jax.Array]:
+    def pack(self, params: Params) -> dict[str, Any]:
+        """{path: array} -> {group: {path: array}}."""
+        return {g: {n: params[n] for n in names} for g, names in self._members.items()}
+
+    def unpack(self, groups: dict[str, Any]) -> Params:
+        """What `pack` returns -> {path: array}."""
+        return {name: x for members in groups.values() for name, x in members.items()}
+
+
+class Packing(Grouping):
+    """Parameters as one vector per group, and back.
+
+    The optimizer works on the vectors: a handful of long operations instead of several short ones
+    for each of hundreds of arrays, which take XLA far longer to compile and cost a collective each
+    when gradients are averaged over devices. (Of arrays that lie in parts on the devices, a vector
+    would gather all: there, `Grouping` is enough.)
+    """
+
+    def pack(self, params: Params) -> dict[str, Any]:
         """{path: array} -> {group: vector}."""
         return {
             g: jnp.concatenate([params[n].ravel() for n in names])
             for g, names in self._members.items()
         }
 
-    def unpack(self, vectors: dict[str, jax.Array]) -> Params:
+    def unpack(self, groups: dict[str, Any]) -> Params:
         """{group: vector} -> {path: array}."""
         params: Params = {}
         for g, names in self._members.items():
-            params |= dict(zip(names, _split(vectors[g], self.shapes(g)), strict=True))
+            params |= dict(zip(names, _split(groups[g], self.shapes(g)), strict=True))
         return params
 
 
@@ -157,9 +171,10 @@ def muon(
     kinds = sorted({(min(side), max(side)) for side in sides})
     where = {kind: [i for i, s in enumerate(sides) if (min(s), max(s)) == kind] for kind in kinds}
 
-    def stack(vector):
+    def stack(kernels):
         """One array [n, short, long] for each kind."""
-        split = [part for m in _split(vector, whole) for part in jnp.split(m, parts, axis=1)]
+        flat = [kernel.reshape(side) for kernel, side in zip(kernels, whole, strict=True)]
+        split = [part for m in flat for part in jnp.split(m, parts, axis=1)]
         matrices = [m if m.shape[0] <= m.shape[1] else m.T for m in split]
         return {f"{a}x{b}": jnp.stack([matrices[i] for i in where[a, b]]) for a, b in kinds}
 
@@ -171,7 +186,7 @@ def muon(
         joined = [
             jnp.concatenate(pieces[i : i + parts], axis=1) for i in range(0, len(pieces), parts)
         ]
-        return jnp.concatenate([matrix.ravel() for matrix in joined])
+        return [matrix.reshape(shape) for matrix, shape in zip(joined, shapes, strict=True)]
 
     # optax orthogonalises what it has averaged itself; with beta 0 that is what it is given.
     orthogonal = optax.contrib.scale_by_muon(
@@ -186,9 +201,13 @@ def muon(
 
     def update(updates, state, params=None, *, across, **extra):
         del params, extra
-        (vector,), structure = jax.tree.flatten(updates)  # of this group alone, by optax.partition
-        stacks = {name: across.spread(orthogonalise, m) for name, m in stack(vector).items()}
-        return jax.tree.unflatten(structure, [unstack(stacks)]), state
+        leaves, structure = jax.tree.flatten(updates)  # of this group alone, by optax.partition
+        is_packed = leaves[0].ndim == 1  # all in one vector, or each matrix on its own
+        kernels = _split(leaves[0], shapes) if is_packed else leaves
+        stacks = {name: across.spread(orthogonalise, m) for name, m in stack(kernels).items()}
+        found = unstack(stacks)
+        found = [jnp.concatenate([x.ravel() for x in found])] if is_packed else found
+        return jax.tree.unflatten(structure, found), state
 
     return optax.chain(
         optax.trace(config.momentum, nesterov=True),
@@ -201,8 +220,8 @@ def muon(
 RULES = {"adamw": adamw, "muon": muon}
 
 
-def make(config: ConfigDict, steps: int, packing: Packing) -> optax.GradientTransformation:
-    """Returns the optimizer over {group: vector}.
+def make(config: ConfigDict, steps: int, packing: Grouping) -> optax.GradientTransformation:
+    """Returns the optimizer over what `packing` makes of the parameters.
 
     Global-norm clipping (0 = none), then each group's `rule` with its own weight decay and a
     factor on the learning rate.
@@ -216,4 +235,4 @@ def make(config: ConfigDict, steps: int, packing: Packing) -> optax.GradientTran
 
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     groups = {n: of_group(n, spec) for n, spec in config.groups.items() if packing.shapes(n)}
-    return optax.chain(*clip, optax.partition(groups, lambda vectors: {g: g for g in vectors}))
+    return optax.chain(*clip, optax.partition(groups, lambda packed: {g: g for g in packed}))

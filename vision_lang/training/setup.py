@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +108,7 @@ def make(config: ConfigDict, run: folder_lib.RunFolder) -> Job:
     data, words = processes.in_turn("data", lambda: prepare_data(config, run))
     task = make_task(config, words, len(data.class_names or []))
     way = parallel.make(config.parallel, config.batch_size, config.accumulate)
-    step, first = start(config, task)
+    step, first = start(config, task, way.lay_out)
     placed = way.place_state(first)
     if config.task == "diffusion" and task.latents.kept:
         own = parallel.make(config.parallel, devices=jax.local_devices())
@@ -139,11 +140,17 @@ def _with_latents(
     return data
 
 
-def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
-    """Returns a task's step, not compiled yet, and the state before the first step."""
+def start(
+    config: ConfigDict, task: Any, lay_out: Callable[[Any], Any] = lambda tree: tree
+) -> tuple[Step, state.TrainState]:
+    """Returns a task's step, not compiled yet, and the state before the first step.
+
+    Args:
+      lay_out: Parallel's: a state that no device can hold is made in parts.
+    """
     # Hundreds of arrays, made once: to optimise these programs costs more than to run them.
     quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(task.init, compiler_options=quick)
+    init = jax.jit(lambda key: lay_out(task.init(key)), compiler_options=quick)
     variables = init(random_keys.make(config.seed, "init"))
     variables = _initialised(variables, config.init, config.init_except)
     updates = lora.init(
@@ -154,7 +161,8 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     settings = (
         optimizer.with_group(config.optimizer, "lora", lora.GROUP) if scale else config.optimizer
     )
-    packing = optimizer.Packing(first.params, settings.groups)
+    kind = optimizer.Grouping if config.parallel == "fsdp" else optimizer.Packing
+    packing = kind(first.params, settings.groups)
     optimiser = optimizer.make(settings, config.steps, packing)
     step = Step(
         task=task,
@@ -170,7 +178,8 @@ def start(config: ConfigDict, task: Any) -> tuple[Step, state.TrainState]:
     def derived(params):
         # Copies: an average that shares the parameters' buffers would be donated with them.
         average = lambda: state.Ema(jax.tree.map(jnp.copy, params), jnp.int32(0))  # noqa: E731
-        return optimiser.init(packing.pack(params)), {name: average() for name in config.ema}
+        averages = {name: average() for name in config.ema}
+        return lay_out((optimiser.init(packing.pack(params)), averages))
 
     opt_state, ema = jax.jit(derived, compiler_options=quick)(first.params)
     first = first.replace(opt_state=opt_state, ema=ema)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vision_lang import keys as random_keys
-from vision_lang.training.optimizer import Packing
+from vision_lang.training.optimizer import Grouping
 from vision_lang.training.parallel import ONE_DEVICE
 from vision_lang.training.state import Ema, TrainState, variables
 
@@ -28,7 +28,7 @@ class Step:
     Attributes:
       task: see tasks/.
       optimizer: an optax transformation over the packed parameters; its update gets `across`.
-      packing: trainable parameters <-> one vector per optimizer group.
+      packing: trainable parameters <-> what the optimizer works on, by group.
       learning_rate: step -> number, for the log.
       ema_decays: name -> decay of each average.
       seed: of everything random.
@@ -38,7 +38,7 @@ class Step:
 
     task: Any
     optimizer: optax.GradientTransformation
-    packing: Packing
+    packing: Grouping
     learning_rate: optax.Schedule
     ema_decays: dict[str, float]
     seed: int
@@ -109,9 +109,11 @@ class Step:
 
     def _loss(self, params, state: TrainState, batch: Batch, keys: jax.Array, across: Any):
         """Returns the sum of the weighted losses, and (the mutable collections, the metrics)."""
-        losses, mutable, metrics = self.task.loss(
-            variables(params, state), batch, keys, across=across, train=True
-        )
+
+        def loss(whole):
+            return self.task.loss(whole, batch, keys, across=across, train=True)
+
+        losses, mutable, metrics = across.whole(loss, variables(params, state))
         total = (losses * batch["weight"]).sum()
         return total, (mutable, metrics | {"loss": (total, batch["weight"].sum())})
 

@@ -1,0 +1,88 @@
+"""Memory that a training step wants of each device, from what XLA says of the compiled step.
+
+    python -m experiments.devices.memory --out=experiments/devices/memory.json
+
+Nothing is allocated and nothing trained: a model of any size can be asked about. The devices are
+forced host devices of the CPU, whose own temporaries of an operation (im2col, say) an accelerator
+does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from absl import app, flags
+
+COUNTS = (1, 2, 4, 8)
+OUT = flags.DEFINE_string("out", None, "the record to write", required=True)
+ROWS = flags.DEFINE_integer("rows", 8, "examples of the whole batch")
+
+
+def main(_: list[str]) -> None:
+    """Writes the record, and prints a line for each way and number of devices."""
+    # XLA reads this when JAX starts. Programs are not run: to optimise their code would be in vain.
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={COUNTS[-1]} --xla_backend_optimization_level=0"
+    )
+    import jax
+
+    found = {}
+    for kind, counts in (("jit", (1, COUNTS[-1])), ("fsdp", COUNTS)):
+        for count in counts:
+            found[f"{kind} {count}"] = one = measure(kind, count)
+            print(f"{kind} {count}: {one}", flush=True)
+    record = {
+        "command": "python -m experiments.devices.memory",
+        "config": "configs/captioning.py:decoder=gpt2, 1,024 tokens",
+        "rows": ROWS.value,
+        "jax": jax.__version__,
+        "megabytes": found,
+    }
+    Path(OUT.value).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def measure(kind: str, count: int) -> dict[str, float]:
+    """Megabytes on each device: of the state, which stays there, and of the step's temporaries."""
+    import jax
+
+    from configs import captioning
+    from vision_lang import tasks
+    from vision_lang.tasks.facts import DataFacts
+    from vision_lang.training import parallel, setup
+
+    config = captioning.get_config("decoder=gpt2")
+    config.parallel, config.batch_size = kind, ROWS.value
+    config.word_weights = {}
+    length = config.data.text_length
+    facts = DataFacts(1_024, (0,) * length, (True,) + (False,) * (length - 1), 0, lambda _: ())
+    task = tasks.entry(config).make(config, facts)
+    way = parallel.make(kind, ROWS.value, devices=jax.devices()[:count])
+    steps = []
+
+    def first():
+        step, state = setup.start(config, task)
+        steps.append(step)
+        return state
+
+    state = jax.eval_shape(first)
+    lies = jax.jit(way.lay_out).lower(state).compile().output_shardings
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, lies
+    )
+    rows = way.place(
+        {n: jax.numpy.zeros((ROWS.value, *s.shape), s.dtype) for n, s in task.batch_spec().items()}
+    )
+    wanted = way.step(steps[0]).lower(state, rows).compile().memory_analysis()
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e6  # noqa: E731
+    return {
+        "parameters": round(size(state.params), 1),
+        "whole_state": round(size(state), 1),
+        "state": round((wanted.argument_size_in_bytes - size(rows) * 1e6 / count) / 1e6, 1),
+        "temporaries": round(wanted.temp_size_in_bytes / 1e6, 1),
+    }
+
+
+if __name__ == "__main__":
+    app.run(main)
