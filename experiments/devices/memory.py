@@ -2,7 +2,7 @@
 
     python -m experiments.devices.memory --out=experiments/devices/memory.json
 
-Nothing is allocated and nothing trained: a model of any size can be asked about. The devices are
+The state is made, and nothing trained. The devices are
 forced host devices of the CPU, whose own temporaries of an operation (im2col, say) an accelerator
 does not have.
 """
@@ -59,22 +59,12 @@ def measure(kind: str, count: int) -> dict[str, float]:
     facts = DataFacts(1_024, (0,) * length, (True,) + (False,) * (length - 1), 0, lambda _: ())
     task = tasks.entry(config).make(config, facts)
     way = parallel.make(kind, ROWS.value, devices=jax.devices()[:count])
-    steps = []
-
-    def first():
-        step, state = setup.start(config, task)
-        steps.append(step)
-        return state
-
-    state = jax.eval_shape(first)
-    lies = jax.jit(way.lay_out).lower(state).compile().output_shardings
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, lies
-    )
+    step, state = setup.start(config, task, way.lay_out)
+    state = way.place_state(state)
     rows = way.place(
         {n: jax.numpy.zeros((ROWS.value, *s.shape), s.dtype) for n, s in task.batch_spec().items()}
     )
-    wanted = way.step(steps[0]).lower(state, rows).compile().memory_analysis()
+    wanted = way.step(step).lower(state, rows).compile().memory_analysis()
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree)) / 1e6  # noqa: E731
     return {
         "parameters": round(size(state.params), 1),
