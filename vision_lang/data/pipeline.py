@@ -18,7 +18,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -307,8 +311,29 @@ def _batches(make: _MakeBatch, steps: range, data: ConfigDict, workers: int) -> 
         # Small arrays go through the queue: a block of shared memory each costs more.
         shared = grain.experimental.DatasetOptions(min_shm_size=SHARED_MEMORY_BYTES)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, shared)
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_begin_worker
+        )
     return Batches(iter(dataset), make.source, data.max_bad_share)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """Ties a worker's life to that of the process which started it, and to nothing else.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole group of processes. The main one ends its step
+    and saves, for which it may still wait for a batch. Where it is killed, nobody tells a worker.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="follow-parent", daemon=True).start()
 
 
 def _allow_unparsed_flags() -> None:
