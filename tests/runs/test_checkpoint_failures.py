@@ -30,9 +30,19 @@ def largest(step):
     )
 
 
+def folder_at(path):
+    path.unlink()
+    path.mkdir()
+
+
 def empty(step):
     shutil.rmtree(step)
     step.mkdir()
+
+
+def another(step):
+    shutil.rmtree(step)
+    shutil.copytree(step.parent / "10", step)
 
 
 DAMAGES = {
@@ -51,6 +61,9 @@ DAMAGES = {
     "another number in the manifest": lambda step: (step / "manifest.json").write_text(
         (step / "manifest.json").read_text().replace('"step": 20', '"step": 21')
     ),
+    "a folder in a file's place": lambda step: folder_at(largest(step)),
+    "a folder as manifest": lambda step: folder_at(step / "manifest.json"),
+    "another step under its name": another,
     "an empty manifest": lambda step: (step / "manifest.json").write_text(""),
 }
 

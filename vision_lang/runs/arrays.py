@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,10 @@ def checkpointer() -> ocp.AsyncCheckpointer:
         logging.getLogger(name).addFilter(_ORBAX_FILTER)  # adding it again changes nothing
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _unraisable
+    # What a save that could not begin leaves behind.
+    warnings.filterwarnings(
+        "ignore", r"coroutine '\w*Handler\..* was never awaited", RuntimeWarning
+    )
     # Weights hardly compress (8 %), and the zstd that would try takes the processor from training.
     return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
 

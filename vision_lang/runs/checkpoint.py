@@ -133,7 +133,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except Exception:  # orbax raises once more what a save has failed of
+                if self._failure is None:
+                    raise
 
     def restore(self, target: Any, step: int | None = None) -> tuple[int, Any]:
         """Returns (step, state) from the newest good step, or from `step`.

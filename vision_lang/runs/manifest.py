@@ -74,9 +74,19 @@ def problem(directory: epath.Path, deep: bool) -> str:
       deep: hash every file; otherwise only names and sizes are compared.
     """
     try:
-        listed = read(directory)["files"]
+        return _problem(directory, deep)
+    except OSError as e:  # a folder where a file should be, a disk that cannot read it
+        return f"damaged ({e.filename or directory}: {e.strerror or e})"
+
+
+def _problem(directory: epath.Path, deep: bool) -> str:
+    try:
+        content = read(directory)
     except ValueError as e:
         return str(e)
+    if str(content["step"]) != directory.name:
+        return f"damaged (it holds step {content['step']})"
+    listed = content["files"]
     for name, entry in listed.items():
         path = directory / name
         if not path.exists():
