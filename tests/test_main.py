@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,29 +14,16 @@ import time
 import pytest
 from etils import epath
 
+from experiments.faults.running import good_steps as steps
+from experiments.faults.running import logged as metrics
 from tests import commands
 from tests.data.conftest import encode, plain, write_folder
 from vision_lang import evaluate, main
 from vision_lang.data import tokenizer
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import folder as folder_lib
-from vision_lang.runs import manifest, writer
 from vision_lang.runs.checkpoint import restore_part
 from vision_lang.training import loop, setup
-
-WALL_CLOCK = {"images/s", "data_wait"}
-
-
-def metrics(run):
-    """All that a run logged but what depends on the clock."""
-    records = writer.read_metrics(run / "metrics.jsonl")
-    return [{n: v for n, v in record.items() if n not in WALL_CLOCK} for record in records]
-
-
-def steps(run):
-    """The finished checkpoints."""
-    found = manifest.survey(folder_lib.open(str(run)).checkpoints)
-    return sorted(int(name) for name, problem in found.items() if not problem)
 
 
 def wait_for(condition, process, seconds=600):
@@ -123,8 +109,6 @@ def interrupted(tmp_path_factory, trained):
     wait_for(lambda: max(steps(run)) > stopped, second)
     os.kill(second.pid, signal.SIGKILL)
     second.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(second.pid, signal.SIGKILL)  # its worker
     killed = max(steps(run))
 
     third = begin()

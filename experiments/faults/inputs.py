@@ -11,20 +11,18 @@ exit code 2) or `read` (odd, but nothing is lost). Whatever else comes of it end
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import logging
 import os
 import re
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import app, flags
 
+from experiments.faults import running
 from experiments.faults.making import (
     ALL_KINDS,
     DEEP,
@@ -87,27 +85,13 @@ class Case:
 
 def tried(case: Case, folder: Path) -> tuple[str, str]:
     """(outcome, what was said of it), the folder's own place left out."""
-    with _logged() as lines:
+    with running.messages() as lines:
         try:
             case.run(folder)
         except InputError as error:
             return REFUSED, _plain(str(error), folder)
     said = [line for line in lines if "left out" in line]
     return (LEFT_OUT, _plain(said[0], folder)) if said else (READ, "")
-
-
-@contextlib.contextmanager
-def _logged() -> Iterator[list[str]]:
-    """The messages that are logged inside."""
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("absl")
-    logger.addHandler(handler)
-    try:
-        yield lines
-    finally:
-        logger.removeHandler(handler)
 
 
 def _plain(text: str, folder: Path) -> str:

@@ -44,14 +44,14 @@ def collect(
         "git": git_state(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "local_devices": jax.local_device_count(),
         "processes": jax.process_count(),
         "host_cpu": cpu_kind(Path("/proc/cpuinfo")),
-        "host_cpus": _usable_cpus(),
+        "host_cpus": usable_cpus(),
         "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 
@@ -95,7 +95,7 @@ def _git(directory: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -120,7 +120,7 @@ def cpu_kind(cpuinfo: Path) -> str:
     return ", ".join([kind, *numbers, *([widest] if widest else [])])
 
 
-def _usable_cpus() -> int:
+def usable_cpus() -> int:
     """The processors this process may use, which a container can make fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
