@@ -9,6 +9,9 @@ import resource
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 
 import pytest
@@ -33,6 +36,13 @@ def wait_for(condition, process, seconds=600):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def is_caught(pid, number):
+    """Whether a process handles a signal by itself."""
+    with open(f"/proc/{pid}/status") as status:
+        (mask,) = [line.split()[1] for line in status if line.startswith("SigCgt")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
 
 
 @pytest.fixture
@@ -89,7 +99,7 @@ def test_a_run_writes_every_file(trained):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory, trained):
-    """The run of `trained` once more, ended by SIGTERM, then by SIGKILL right after a save."""
+    """The run of `trained` once more, ended by SIGTERM, then by Ctrl-C twice."""
     directory = tmp_path_factory.mktemp("interrupted")
     shutil.copytree(trained.parent / "data", directory / "data")
     run = directory / "run"
@@ -107,8 +117,13 @@ def interrupted(tmp_path_factory, trained):
 
     second = begin("--config.workers=1", "--config.save_every=3")
     wait_for(lambda: max(steps(run)) > stopped, second)
-    os.kill(second.pid, signal.SIGKILL)
-    second.wait()
+    assert is_caught(second.pid, signal.SIGINT)
+    os.killpg(second.pid, signal.SIGINT)  # as a terminal does, its worker included
+    wait_for(lambda: not is_caught(second.pid, signal.SIGINT), second)
+    os.killpg(second.pid, signal.SIGINT)
+    out, err = second.communicate()
+    assert second.returncode == -signal.SIGINT, err  # 130 in a shell
+    assert "stopped by" not in out and "Traceback" not in err
     killed = max(steps(run))
 
     third = begin()
@@ -142,6 +157,54 @@ def test_an_interrupted_run_logs_the_same_and_nothing_twice(trained, interrupted
         wanted = [(m["step"], m[tag]) for m in metrics(trained) if tag in m]
         assert [step for step, _ in logged] == [step for step, _ in wanted]
         assert [v for _, v in logged] == pytest.approx([v for _, v in wanted], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_once_whatever_its_workers_do(recogniser, tmp_path):
+    """A terminal tells all processes; a worker may not end before a batch that is waited for."""
+    shutil.copytree(recogniser.parent / "data", tmp_path / "data")
+    config = (f"--config={commands.ROOT}/configs/recognition.py:tiny=true", "--config.workers=1")
+    process = commands.start(
+        tmp_path, "main", *config, "--config.data.dir=data", "--workdir=run", "--config.log_every=1"
+    )
+    wait_for(
+        lambda: (tmp_path / "run" / "metrics.jsonl").exists() and metrics(tmp_path / "run"), process
+    )
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert "stopped by SIGINT" in out
+    (stopped,) = steps(tmp_path / "run")
+    assert 1 <= stopped < 20
+
+
+def test_ctrl_c_ends_what_comes_before_the_training_at_once(tmp_path):
+    """While the data are prepared."""
+    process = commands.start(tmp_path, "main", commands.TINY, "--config.data.dir=data")
+    wait_for(lambda: (tmp_path / "data").exists(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130 and "Traceback" not in err, err
+
+
+def test_ctrl_c_in_any_command(tmp_path):
+    """What is printed is not lost, and nothing is made of the interrupt on its way."""
+    program = """
+        import os, signal
+        from vision_lang import flags
+        def main():
+            print("a line")
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+            except BaseException:
+                print("caught")
+        flags.run(main)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        cwd=commands.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "a line\n", "")
 
 
 def test_a_finished_run_is_evaluated_again_and_stays_as_it_is(copy):

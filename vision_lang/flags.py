@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging as standard_logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from etils import epath
 from vision_lang.errors import InputError, printable
 
 FLAGS = flags.FLAGS
-BAD_INPUT = 2  # exit code
+BAD_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT  # exit codes
 
 
 def define_run() -> None:
@@ -81,9 +82,11 @@ def run(
 
     names: arguments without -- are not refused but handed to `main` as a list.
 
-    Wrong input prints one sentence on stderr and exits with 2; any other error has its traceback.
+    Wrong input prints one sentence on stderr and exits with 2, Ctrl-C exits with 130; any other
+    error has its traceback.
     """
     argv = list(sys.argv if argv is None else argv)
+    before = signal.signal(signal.SIGINT, _interrupted)
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().setFormatter(None)
@@ -104,6 +107,22 @@ def run(
         # Some sentences have several lines; what else moves a terminal's cursor is not ours.
         print("error:", "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         sys.exit(BAD_INPUT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Ends the program at once, as SIGTERM does: what is written to a disk is whole at any time.
+
+    Not by KeyboardInterrupt, of which a compiled module that is just being imported makes an error
+    of its own. In training `Signals` takes this one's place.
+    """
+    del number, frame
+    with contextlib.suppress(RuntimeError, OSError):  # it is being printed to, or closed
+        sys.stdout.flush()
+    if sys.stderr.isatty():
+        os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # a progress bar has hidden the cursor
+    os._exit(INTERRUPTED)
 
 
 def write_record(path: str, record: Mapping[str, object]) -> None:

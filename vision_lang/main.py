@@ -9,8 +9,8 @@ Several processes train one run together where each is started with --workdir=RU
 --coordinator=HOST:PORT --num_processes=N --process_id=0, 1, ..., or with --coordinator=auto on a
 cluster that JAX knows.
 
-Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM after a save (of several
-processes always 143).
+Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM: in training after a save
+(of several processes always 143); where nothing is left to save, or at a second signal, at once.
 """
 
 from __future__ import annotations
