@@ -5,7 +5,7 @@
 Trains the default config on few pictures, with a save at each 20th step and a line in the log at
 each 10th. The ten steps that follow a save pay for it: for the copy of the state, for which they
 wait, and for the writing and hashing beside them. They are compared with the ten that come next,
-pair by pair. Then the run is killed and started again, with what it had compiled before and without.
+pair by pair. Then the run is killed and started again, with what it had compiled and without.
 Ten minutes on two cores that do nothing else.
 """
 

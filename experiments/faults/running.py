@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,19 @@ class Started:
     Args:
       directory: holds the run; `log.txt` in it takes what the command prints.
       arguments: of the command.
-      options: of `subprocess.Popen`.
+      by: a program that starts it, with that one's arguments.
     """
 
-    def __init__(self, directory: Path, *arguments: str, **options: Any) -> None:
+    def __init__(self, directory: Path, *arguments: str, by: Sequence[str] = ()) -> None:
         self._log = directory / "log.txt"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vision_lang.main", *arguments],
+                [*by, sys.executable, "-m", "vision_lang.main", *arguments],
                 cwd=directory,
                 env=os.environ | {"PYTHONPATH": str(ROOT)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **options,
             )
 
     @property
