@@ -22,6 +22,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -280,15 +281,19 @@ def stopped(name: str, wanted: dict[str, Any], directory: Path, arguments: Seque
         second = running.Started(directory, "--workdir=run", by=AS_OTHERS)
         second.until(lambda: running.good_steps(run)[-1] > begun)
         with FAILURES[name](disk / "checkpoints"):
+            began = time.monotonic()
             code, said = second.end(), second.said.partition("error: ")[2].strip()
             last, at = running.good_steps(run)[-1], running.logged(run)[-1]["step"]
         if code != 2 or f"last good checkpoint is step {last}." not in said:
             raise SystemExit(f"{name}: exit code {code}, last good step {last}: {second.said}")
+        seconds = round(time.monotonic() - began, 1)
         if at > last + 2 * PERIOD:  # the save of the step after `last` fails within one more
             raise SystemExit(f"{name}: saved at {last}, stopped at {at}")
+        if seconds > 60:  # no thread may hold it up
+            raise SystemExit(f"{name}: it ended after {seconds} s")
         running.train(directory, "--workdir=run")
         equal = running.ending(run) == wanted
-        found = {"last_good": last, "stopped": at, "code": code, "equal": equal}
+        found = {"last_good": last, "stopped": at, "code": code, "seconds": seconds, "equal": equal}
         return {"failure": name, **found, "said": said.replace(f"{directory}/", "")}
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -319,6 +324,19 @@ def failures_table(record: dict[str, Any]) -> str:
         cells = (entry["failure"], entry["last_good"], entry["stopped"], entry["said"], end)
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(rows)
+
+
+def summary(record: dict[str, Any]) -> str:
+    """Lines of the table in the repository's README.md."""
+    counts, failures = total(record), record["failures"]
+    noticed = f"{counts[PASSED_OVER]}, and {counts[HARMLESS]} do no harm"
+    stopped = sum(entry["code"] == 2 and entry["equal"] for entry in failures)
+    return "\n".join([
+        "| a checkpoint damaged: it is named and passed over, the one before restored to the bit "
+        f"| {counts['tried']} | {noticed} |",
+        "| saving fails (full disk, no permission): the run stops within a period, the last good "
+        f"step named | {len(failures)} | {stopped} |",
+    ])  # fmt: skip
 
 
 def damaged(directory: Path) -> list[dict[str, Any]]:

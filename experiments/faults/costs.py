@@ -106,6 +106,17 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(["| what | figure |", "|---|---|", *lines])
 
 
+def summary(record: dict[str, Any]) -> str:
+    """A sentence of the repository's README.md."""
+    cost, again = record["saving"], record["resuming"]
+    before, not_before = (f"{statistics.median(times):.0f} s" for times in again.values())
+    return (
+        f"Saving takes {100 * cost['share']:.2f} % of the time where the default config saves "
+        f"each {cost['save_every']} steps ({cost['state_mb']:.0f} MB); a killed run learns again "
+        f"{before} after the command, {not_before} where nothing was compiled before."
+    )
+
+
 def main(_: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     record: dict[str, Any] = {"config": CONFIG, "arguments": " ".join(ARGUMENTS)}

@@ -1,6 +1,7 @@
 """Checkpoints: damage, full disks and kills cost at most the step that was being written."""
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,34 @@ def test_a_folder_that_cannot_be_made_is_named_at_once(tmp_path):
     checkpoints = Checkpoints(tmp_path / "file" / "checkpoints")
     with pytest.raises(CheckpointError, match="Step 1 could not be saved in .*file/checkpoints"):
         checkpoints.save(1, state())
+
+
+REFUSED = """
+    import pathlib, sys
+    import numpy as np
+    from vision_lang.runs.checkpoint import Checkpoints
+
+    directory = pathlib.Path(sys.argv[1])
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(10, {"w": np.zeros(9)})
+    checkpoints.wait()
+    directory.chmod(0o555)
+    checkpoints.save(20, {"w": np.zeros(9)})
+    checkpoints.wait()
+"""
+# Root may else write where nobody may.
+AS_OTHERS = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
+
+
+@pytest.mark.skipif(bool(AS_OTHERS) and not shutil.which("setpriv"), reason="as root")
+def test_a_save_that_is_not_permitted_does_not_hold_up_the_end(tmp_path):
+    done = subprocess.run(
+        [*AS_OTHERS, sys.executable, "-c", textwrap.dedent(REFUSED), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    tmp_path.chmod(0o755)
+    assert done.returncode == 1 and "CheckpointError: Step 20 could not be saved" in done.stderr
+    assert "Permission denied. The last good checkpoint is step 10." in done.stderr
 
 
 KILLED = """

@@ -48,7 +48,11 @@ def checkpointer() -> ocp.AsyncCheckpointer:
         "ignore", r"coroutine '\w*Handler\..* was never awaited", RuntimeWarning
     )
     # Weights hardly compress (8 %), and the zstd that would try takes the processor from training.
-    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+    # The directory at once: where it cannot be made in the background, orbax's other threads wait
+    # for it, and Python's end for them, for ten minutes.
+    at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+    return ocp.AsyncCheckpointer(handler, async_options=at_once)
 
 
 def start_save(writer: ocp.AsyncCheckpointer, directory: epath.Path, flat: Mapping) -> None:
