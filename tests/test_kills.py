@@ -22,7 +22,7 @@ def killed(trained: Path, directory: Path, *chosen: Kill) -> list[str]:
         f"--config={ROOT}/configs/{task}.py:tiny=true", "--config.data.dir=data",
         "--config.save_every=1",
     )  # fmt: skip
-    moments, starts = kills.survive(directory / "run", arguments, chosen, 1.0, STEPS)
+    moments, starts = kills.survive(directory / "run", arguments, chosen, (1.0, 1.0), STEPS)
     assert starts == len(moments) + 1
     assert running.ending(directory / "run") == running.ending(trained)
     return moments

@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import operator
 import sys
 import tempfile
 import time
@@ -42,8 +43,12 @@ ANYWHERE = "at any time from the start on"
 TRAINING = "at any time from the first step on"
 SAVE = "in the middle of a save"
 END = "after the last save"
-# How often, and the share of an undisturbed run's time that may pass until it comes.
-AIMS = {ANYWHERE: (0.25, 1.0), TRAINING: (0.25, 0.5), SAVE: (0.4, 0.002), END: (0.1, 0.1)}
+# How often, and the shares of an undisturbed run's time, before its first step and from there on,
+# that may pass until it comes.
+AIMS = {
+    ANYWHERE: (0.25, 1.0, 1.0), TRAINING: (0.25, 0.0, 0.3), SAVE: (0.4, 0.0, 0.005),
+    END: (0.1, 0.0, 0.1),
+}  # fmt: skip
 
 # When it was made.
 BEFORE, BETWEEN, IN_SAVE, IN_END = (
@@ -53,6 +58,7 @@ MOMENTS = (BEFORE, BETWEEN, IN_SAVE, IN_END)
 
 
 Steps = set[tuple[str, int]]  # names, and when each has changed
+Times = tuple[float, float]
 
 
 class Kill(NamedTuple):
@@ -74,7 +80,7 @@ def drawn(*seed: int) -> Iterator[Kill]:
     rng = np.random.default_rng(seed)
     while True:
         yield Kill(
-            str(rng.choice(list(AIMS), p=[share for share, _ in AIMS.values()])),
+            str(rng.choice(list(AIMS), p=[share for share, *_ in AIMS.values()])),
             float(rng.random()),
             int(rng.integers(1, 6)),
             int(rng.choice(WORKERS)),
@@ -82,7 +88,7 @@ def drawn(*seed: int) -> Iterator[Kill]:
 
 
 def survive(
-    run: Path, arguments: Sequence[str], kills: Iterable[Kill], seconds: float, steps: int
+    run: Path, arguments: Sequence[str], kills: Iterable[Kill], times: Times, steps: int
 ) -> tuple[list[str], int]:
     """Trains a run, killing it again and again, until it is done.
 
@@ -90,7 +96,7 @@ def survive(
       run: its folder, to be made beside its data.
       arguments: of the first start.
       kills: one after the other, taken as they are needed.
-      seconds: about how long an undisturbed run takes.
+      times: about how many seconds an undisturbed run takes, before its first step and from there.
       steps: of the run.
 
     Returns:
@@ -103,7 +109,7 @@ def survive(
         workers = f"--config.workers={kill.workers if kill else 0}"
         before = unfinished(run)
         started = running.Started(run.parent, f"--workdir={run.name}", *given, workers)
-        if kill and reached(kill, started, run, before, seconds, steps):
+        if kill and reached(kill, started, run, before, times, steps):
             started.kill()
             moments.append(moment(started, run, before, steps))
         elif started.end():
@@ -114,7 +120,7 @@ def survive(
 
 
 def reached(
-    kill: Kill, started: running.Started, run: Path, before: Steps, seconds: float, steps: int
+    kill: Kill, started: running.Started, run: Path, before: Steps, times: Times, steps: int
 ) -> bool:
     """Waits for the moment of a kill; returns whether it came before the command ended."""
     begun: set[str] = set()
@@ -131,7 +137,8 @@ def reached(
     }[kill.aim]
     if not started.until(comes):
         return False
-    end = time.monotonic() + kill.at * AIMS[kill.aim][1] * seconds
+    shares = AIMS[kill.aim][1:]
+    end = time.monotonic() + kill.at * sum(map(operator.mul, shares, times))
     return started.until(lambda: time.monotonic() >= end)
 
 
@@ -166,7 +173,7 @@ def tried(task: str, count: int, seed: int, directory: Path) -> dict[str, Any]:
     alone = directory / "alone"
     alone.mkdir(parents=True)
     running.train(alone, "--workdir=first", *arguments)  # compiles
-    seconds = running.train(alone, "--workdir=second", *arguments)
+    times = running.train(alone, "--workdir=second", *arguments)
     wanted = running.ending(alone / "first")
     if running.ending(alone / "second") != wanted:
         raise SystemExit(f"{task}: two runs that nothing disturbed differ.")
@@ -178,7 +185,7 @@ def tried(task: str, count: int, seed: int, directory: Path) -> dict[str, Any]:
         victim = directory / f"victim{len(equal)}" / "run"
         victim.parent.mkdir()
         left = itertools.islice(kills, count - len(moments))
-        made, begun = survive(victim, arguments, left, seconds, steps)
+        made, begun = survive(victim, arguments, left, times, steps)
         moments, starts = moments + made, starts + begun
         equal.append(running.ending(victim) == wanted)
         print(f"{task}: {len(moments)} kills, {starts} starts, equal: {equal}", flush=True)

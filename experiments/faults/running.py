@@ -84,14 +84,16 @@ class Started:
             raise AssertionError("Processes of a command that was killed went on without it.")
 
 
-def train(directory: Path, *arguments: str) -> float:
-    """Runs the command to its end and returns the seconds that it took."""
+def train(directory: Path, *arguments: str) -> tuple[float, float]:
+    """Runs the command to its end; returns the seconds before its first step and from there on."""
     began = time.monotonic()
     started = Started(directory, *arguments)
+    started.until(lambda: started.trains, every=0.02)
+    first = time.monotonic()
     code = started.end()
     if code:
         raise RuntimeError(f"Exit code {code}: {started.said}")
-    return time.monotonic() - began
+    return first - began, time.monotonic() - first
 
 
 def logged(run: Path) -> list[dict[str, float]]:
