@@ -270,6 +270,18 @@ def test_the_best_checkpoint_stays(copy):
     assert steps(run) == sorted({max(losses, key=lambda step: losses[step]), 12})
 
 
+def test_a_checkpoint_knows_its_config(copy, command):
+    """All steps of a run have one hash, also those after an extension; another's are refused."""
+    config = folder_lib.open(str(copy)).read_config()
+    found = {manifest.read(epath.Path(copy) / "checkpoints" / s)["config"] for s in ("10", "20")}
+    assert found == {config_lib.lasting_hash(config)}
+    stored = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(stored | {"seed": 1}))
+    sentence = command(main.main, "--workdir=run", "--config.steps=30").sentence
+    assert "checkpoints/20' was saved by a run with another config" in sentence
+    assert steps(copy) == [10, 20]
+
+
 def test_fewer_steps_than_are_done_are_refused(copy, command):
     sentence = command(main.main, "--workdir", "run", "--config.steps=15").sentence
     assert "20 steps behind it" in sentence and "config.steps=15" in sentence

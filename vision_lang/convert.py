@@ -109,7 +109,8 @@ def _write(path: str, made: converted.Converted) -> None:
     files.write_json(run.provenance, {"starts": [{"step": 0} | record]})
     params = flax.traverse_util.flatten_dict(made.variables["params"], sep="/")
     mutable = {name: tree for name, tree in made.variables.items() if name != "params"}
-    with checkpoint.Checkpoints(run.checkpoints) as saved:
+    lasting = config_lib.lasting_hash(config)
+    with checkpoint.Checkpoints(run.checkpoints, config_hash=lasting) as saved:
         saved.save(0, {"params": params, "frozen": {}, "mutable": mutable})
     logging.info("%d parameters", sum(x.size for x in params.values()))
 

@@ -10,6 +10,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from tests.pretrained import references
@@ -17,6 +18,8 @@ from vision_lang import convert, describe, generate, pretrained, recognize
 from vision_lang.diffusion import samplers
 from vision_lang.pretrained import scheduler
 from vision_lang.pretrained.options import Options
+from vision_lang.runs import config as config_lib
+from vision_lang.runs import manifest
 from vision_lang.tasks import diffusion
 from vision_lang.training import setup
 
@@ -31,6 +34,8 @@ def test_a_whole_folder_of_diffusers_draws_its_pictures(case, command, tmp_path)
     run = tmp_path / "run"
     command(convert.main, "--kind=diffusers", f"--path={REFERENCES / case}", f"--run={run}")
     loaded, (_, parts) = setup.load(str(run)), references.read(REFERENCES / case)
+    (step,) = epath.Path(run / "checkpoints").iterdir()
+    assert manifest.read(step)["config"] == config_lib.lasting_hash(loaded.config)
     tokens, mask = loaded.tokenizer.encode_batch(PROMPTS, loaded.config.data.text_length)
     np.testing.assert_array_equal(tokens, parts["inputs"]["tokens"])
     if case == "pipeline_older":

@@ -98,6 +98,38 @@ def test_a_good_step_is_never_overwritten(tmp_path):
         assert digest(checkpoints.restore(state())[1]) == digest(state(1))
 
 
+def test_notes_come_back_as_they_were(tmp_path):
+    notes = {"skipped": 3, "losses": [1 / 3, 2e-300], "none": None}
+    with Checkpoints(tmp_path, config_hash="abc") as checkpoints:
+        checkpoints.save(1, state(1), notes=notes)
+        checkpoints.save(2, state(2))
+        checkpoints.wait()
+        assert checkpoints.notes(1) == notes and checkpoints.notes(2) == {}
+
+
+def test_a_step_of_another_config_is_refused_and_one_without_a_hash_is_not(tmp_path, monkeypatch):
+    run = tmp_path / "mine"
+    with Checkpoints(run / "checkpoints", config_hash="a" * 64) as checkpoints:
+        checkpoints.save(1, state(1))
+        assert checkpoints.restore(state())[0] == 1
+    refused = pytest.raises(CheckpointError)
+    with Checkpoints(run / "checkpoints", config_hash="b" * 64) as checkpoints, refused as caught:
+        checkpoints.restore(state())
+    for part in (f"{run}/checkpoints/1'", "a" * 12, f"'{run}'", "b" * 12, "copied from another"):
+        assert part in str(caught.value)
+    assert restore_part(run / "checkpoints", ["params"])[0] == 1  # asks for no config
+    write = manifest.files.write_json
+
+    def older(path, tree):
+        content = {n: v for n, v in tree["content"].items() if n not in ("config", "notes")}
+        write(path, {"content": content, "sha256": manifest._digest(content)})
+
+    monkeypatch.setattr(manifest.files, "write_json", older)
+    save(run / "checkpoints", 2)
+    with Checkpoints(run / "checkpoints", config_hash="b" * 64) as checkpoints:
+        assert checkpoints.restore(state())[0] == 2 and checkpoints.notes(2) == {}
+
+
 def test_every_leaf_that_does_not_fit_is_named(two_steps):
     target = state()
     target["params"]["w"] = target["params"]["w"].reshape(-1)

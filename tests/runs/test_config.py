@@ -78,6 +78,19 @@ def test_resume_allows_the_declared_fields_and_shows_all_others():
     assert "workers" not in text
 
 
+def test_the_hash_of_a_run_is_of_what_it_keeps():
+    config = diffusion.get_config("tiny")
+    before = config_lib.lasting_hash(config)
+    assert config_lib.lasting_hash(config_lib.from_json(config_lib.to_json(config))) == before
+    for path, value in config_lib.flatten(config).items():
+        other = config.copy_and_resolve_references()
+        changed = value + ("x",) if isinstance(value, tuple) else not value
+        with other.unlocked(), other.ignore_type():
+            other.update_from_flattened_dict({path: changed})
+        same = config_lib.lasting_hash(other) == before
+        assert same == (path in config_lib.CHANGEABLE), path
+
+
 def test_entries_of_tuples_keep_their_type():
     defaults = ConfigDict({"widths": (32, 64), "betas": (0.9, 0.999)})
     config_lib.check_types(ConfigDict({"widths": (8,), "betas": (0, 0.5)}), defaults)

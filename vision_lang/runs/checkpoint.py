@@ -3,7 +3,8 @@
     checkpoints/
       500/                 one finished step
         state/             orbax's own files: the tree as nested dicts of arrays
-        manifest.json      written last: step, leaves, sha256 of each file, metrics
+        manifest.json      written last: step, hash of the config, leaves, sha256 of each file,
+                           metrics, notes
       1000/ ...
 
 What orbax 0.12 leaves open and stands here: a step counts only when its manifest is there and its
@@ -43,12 +44,20 @@ class Checkpoints:
       keep: how many of the latest steps stay (at least 1).
       keep_period: each step that is a multiple of it stays too; 0: none.
       keep_best: 'name:min' or 'name:max', the metric whose best step stays too; '': none.
+      config_hash: of what the run's config keeps (config.lasting_hash), for the manifests; a step
+        with another is not restored. '': there is nothing to compare.
     """
 
     def __init__(
-        self, directory: Any, keep: int = 2, keep_period: int = 0, keep_best: str = ""
+        self,
+        directory: Any,
+        keep: int = 2,
+        keep_period: int = 0,
+        keep_best: str = "",
+        config_hash: str = "",
     ) -> None:
         self._directory = files.absolute(directory)
+        self._config_hash = config_hash
         self._retention = retention.parse(keep, keep_period, keep_best)
         self._writer = arrays.checkpointer()
         self._thread: threading.Thread | None = None
@@ -79,7 +88,11 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def save(
-        self, step: int, state: Any, metrics: Mapping[str, SupportsFloat] | None = None
+        self,
+        step: int,
+        state: Any,
+        metrics: Mapping[str, SupportsFloat] | None = None,
+        notes: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts to save `state`; its arrays may be donated or changed once this has returned.
 
@@ -90,6 +103,7 @@ class Checkpoints:
           step: the number of finished optimizer steps.
           state: a pytree of jax or numpy arrays and Python numbers.
           metrics: numbers known at this step, for `keep_best`.
+          notes: what else is to be known when the step is restored, as JSON holds it.
 
         Raises:
           CheckpointError: this save could not start, one before has failed, or the step is
@@ -97,7 +111,7 @@ class Checkpoints:
           InputError: there are metrics, but not the one that `keep_best` names.
         """
         self.wait()
-        metrics = dict(metrics or {})
+        metrics, notes = dict(metrics or {}), dict(notes or {})
         path = self._directory / str(step)
         try:
             if processes.first():
@@ -111,7 +125,9 @@ class Checkpoints:
             self._fail(step, path, e)
             raise self._failure from e  # type: ignore[misc]
         self._thread = threading.Thread(
-            target=self._finish, args=(step, path, specs, metrics), name=f"finish-step-{step}"
+            target=self._finish,
+            args=(step, path, specs, metrics, notes),
+            name=f"finish-step-{step}",
         )
         self._thread.start()
         self._retention.check_metrics(metrics)  # now that the step itself is safe
@@ -153,14 +169,16 @@ class Checkpoints:
           step: a certain step; it must be good.
 
         Raises:
-          CheckpointError: there is no good step, or leaves are missing, extra, reshaped or
-            re-typed (each named).
+          CheckpointError: there is no good step; it was saved under another config; or leaves
+            are missing, extra, reshaped or re-typed (each named).
         """
         self.wait()
         found = self._choose_together(step)
         path = self._directory / str(found)
+        content = manifest.read(path)
+        self._check_config(path, content)
         wanted = trees.named_leaves(target)
-        stored = manifest.specs(manifest.read(path))
+        stored = manifest.specs(content)
         lines = trees.mismatches(stored, {p: trees.spec(leaf) for p, leaf in wanted.items()})
         if lines:
             raise CheckpointError(
@@ -169,6 +187,22 @@ class Checkpoints:
             )
         read = arrays.read(path / "state", wanted, stored)
         return found, trees.unflatten(target, {**trees.named_leaves(target), **read})
+
+    def notes(self, step: int) -> dict[str, Any]:
+        """Returns the notes of a good step; those of an older version have none."""
+        return manifest.read(self._directory / str(step)).get("notes", {})
+
+    def _check_config(self, path: epath.Path, content: Mapping[str, Any]) -> None:
+        """A step of an older version, which has no hash, is taken for what it says it is."""
+        theirs = content.get("config", "")
+        if theirs and self._config_hash and theirs != self._config_hash:
+            raise CheckpointError(
+                f"Checkpoint '{path}' was saved by a run with another config (hash {theirs[:12]}) "
+                f"than '{self._directory.parent}' has (hash {self._config_hash[:12]}, of all "
+                "fields that a resumed run must keep): it was copied from another run, or "
+                "config.json was changed by hand. Bring the right one back; a new run may begin "
+                "with these weights, by --config.init.NETWORK=RUN."
+            )
 
     def _choose_together(self, step: int | None) -> int:
         """What process 0 chooses, for all."""
@@ -210,12 +244,12 @@ class Checkpoints:
         n = sum(p.name.startswith(f"{step}.damaged") for p in self._directory.iterdir())
         path.rename(self._directory / f"{step}.damaged-{n + 1}")
 
-    def _finish(self, step: int, path: epath.Path, specs: dict, metrics: dict) -> None:
+    def _finish(self, step: int, path: epath.Path, specs: dict, metrics: dict, notes: dict) -> None:
         """In the background: orbax's own end, the manifest, then what need not stay."""
         try:
             self._writer.wait_until_finished()
             if processes.first():
-                manifest.write(path, step, specs, metrics)
+                manifest.write(path, step, specs, metrics, self._config_hash, notes)
             processes.wait(f"saved {step}")
         except BaseException as e:  # noqa: BLE001 - whatever it is, `check` raises it
             self._fail(step, path, e)

@@ -23,9 +23,10 @@ from ml_collections import ConfigDict
 from vision_lang.errors import InputError, suggestion
 
 # What may differ when a run is resumed: how long, how often and on what, never what is learned.
+# (A field that joins or leaves changes `lasting_hash`, and so what older checkpoints are held to.)
 CHANGEABLE = (
     "steps", "log_every", "eval_every", "save_every", "keep", "keep_period", "keep_best", "workers",
-    "require_accelerator",
+    "require_accelerator", "max_bad_steps", "stuck_after",
 )  # fmt: skip
 
 MISSING = "(missing)"  # stands in `differences` for a field that one side does not have
@@ -105,6 +106,12 @@ def from_json(text: str) -> ConfigDict:
 def fingerprint(config: ConfigDict) -> str:
     """Returns the sha256 (hex) of the stored form of a config."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()
+
+
+def lasting_hash(config: ConfigDict) -> str:
+    """Returns the sha256 (hex) of what a run keeps of its config: all but `CHANGEABLE`."""
+    kept = {path: value for path, value in flatten(config).items() if path not in CHANGEABLE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def load(spec: str) -> ConfigDict:

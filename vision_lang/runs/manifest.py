@@ -27,6 +27,8 @@ def write(
     step: int,
     leaves: Mapping[str, trees.Spec],
     metrics: Mapping[str, SupportsFloat],
+    config_hash: str = "",
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Hashes all files under `directory` as they lie on disk, then writes its manifest.
 
@@ -35,12 +37,16 @@ def write(
       step: its step.
       leaves: {path: (shape, dtype)} of the saved tree.
       metrics: numbers known at this step; NaN and infinities are stored as strings.
+      config_hash: of what a run's config keeps (config.lasting_hash); '': it has none.
+      notes: what stands beside the tree, as JSON holds it.
     """
     content = {
         "step": step,
+        "config": config_hash,
         "leaves": {p: {"shape": list(s), "dtype": d} for p, (s, d) in leaves.items()},
         "files": _hash_files(directory),
         "metrics": {name: finite_or_text(value) for name, value in metrics.items()},
+        "notes": dict(notes or {}),
         "saved": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     files.write_json(directory / NAME, {"content": content, "sha256": _digest(content)})

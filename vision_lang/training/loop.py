@@ -53,7 +53,8 @@ def train(
     evaluators = make_evaluators(context)
     record = provenance.collect(command, config_lib.fingerprint(config), job.data.fingerprint)
 
-    with Checkpoints(run.checkpoints, config.keep, config.keep_period, config.keep_best) as saved:
+    keep = config.keep, config.keep_period, config.keep_best
+    with Checkpoints(run.checkpoints, *keep, config_lib.lasting_hash(config)) as saved:
         # Where to begin. --------------------------------------------------------------------------
         state, start = job.state, 0
         # Damaged or not: never begin anew over them. What process 0 sees of a shared folder counts.
