@@ -230,6 +230,24 @@ def test_a_killed_writer_leaves_all_that_it_logged(run):
     assert [step for step, _ in tensorboard(run)["loss"]] == list(range(1, 50))
 
 
+@pytest.mark.parametrize("cut", [slice(0), slice(60), slice(-5)])
+def test_a_start_that_was_killed_before_its_config_was_written(run, cut):
+    """With nothing of it on the disk, with no whole record of it, with all but the last."""
+    with Writer(run) as writer:
+        writer.config(common.base(), common.base())
+    (file,) = run.root.glob("events.*")
+    file.write_bytes(file.read_bytes()[cut])
+    for start in (0, 10, 20):
+        with Writer(run, start) as writer:
+            writer.config(common.base(), common.base())
+            log(writer, range(start + 1, start + 11))
+    ((name, (hparams, _, _)),) = session_groups(run.root.parent).items()
+    assert name == "run" and hparams["batch_size"] == common.base().batch_size
+    have = [b"session_start" in f.read_bytes() for f in sorted(run.root.glob("events.*"))]
+    assert have[1:] == [True, False, False]
+    assert [step for step, _ in tensorboard(run)["loss"]] == list(range(1, 31))
+
+
 def test_a_store_that_cannot_append_gets_the_same_files(run, monkeypatch):
     """A bucket, as far as its rules go: whole files only, sent at a flush and now and then."""
     monkeypatch.setattr(files, "is_local", lambda path: False)

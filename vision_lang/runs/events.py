@@ -33,12 +33,12 @@ class EventFile:
         declared void (TensorBoard purges it).
 
     Attributes:
-      is_first: no event file was there before.
+      has_hparams: an event file that was there before has the run's hparams whole.
     """
 
     def __init__(self, directory: epath.Path, start_step: int) -> None:
         times = _times(directory)
-        self.is_first = not times
+        self.has_hparams = any(map(_has_hparams, _paths(directory)))
         # Readers take event files in the order of their names, whose head is a time in seconds.
         now = max([int(time.time()), *(t + 1 for t in times)])
         self._file = (directory / f"{_STEM}.{now:010d}.vision_lang").open("wb")
@@ -119,6 +119,22 @@ def _plugin_value(
     return summary_pb2.Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
 
 
+def _paths(directory: epath.Path) -> list[epath.Path]:
+    """The event files, oldest first."""
+    return sorted(p for p in directory.iterdir() if p.name.startswith(_STEM + "."))
+
+
 def _times(directory: epath.Path) -> list[int]:
-    names = [p.name.split(".") for p in directory.iterdir() if p.name.startswith(_STEM + ".")]
+    names = [path.name.split(".") for path in _paths(directory)]
     return [int(parts[3]) for parts in names if parts[3].isdecimal()]
+
+
+def _has_hparams(path: epath.Path) -> bool:
+    """Reads no further than to that record, which stands near the head of the first file."""
+    with path.open("rb") as file:
+        while len(header := file.read(12)) == 12:
+            size = struct.unpack("<Q", header[:8])[0]
+            record = file.read(size + 4)
+            if len(record) == size + 4 and _HPARAMS_START.encode() in record:
+                return True
+    return False

@@ -106,9 +106,9 @@ class Writer:
             self._events.flush()
 
     def config(self, config: ConfigDict, defaults: ConfigDict | None = None) -> None:
-        """Logs a new run's config as text and as hparams, and how it differs from `defaults`. A
-        resumed run has it already."""
-        if not self._events.is_first:
+        """Logs a run's config as text and as hparams, and how it differs from `defaults`, where no
+        start before has done it to the end."""
+        if self._events.has_hparams:
             return
         flat = config_lib.flatten(config)
         self.text(0, "config", _table(("field", "value"), [(p, repr(v)) for p, v in flat.items()]))
