@@ -91,6 +91,18 @@ def test_the_hash_of_a_run_is_of_what_it_keeps():
         assert same == (path in config_lib.CHANGEABLE), path
 
 
+def test_a_run_that_lacks_a_field_that_came_later_goes_on_with_it(tmp_path):
+    config = common.base()
+    del config["stuck_after"]
+    config.steps = 7
+    (tmp_path / "config.json").write_text(config_lib.to_json(config))
+    later = config_lib.load(str(tmp_path / "config.json"))
+    assert config_lib.differences(config, later) == {"stuck_after": (config_lib.MISSING, 600.0)}
+    assert later.is_locked and common.base().stuck_after == later.stuck_after
+    config.stuck_after = 5.0
+    assert config_lib.of_run(config_lib.to_json(config)).stuck_after == 5.0
+
+
 def test_entries_of_tuples_keep_their_type():
     defaults = ConfigDict({"widths": (32, 64), "betas": (0.9, 0.999)})
     config_lib.check_types(ConfigDict({"widths": (8,), "betas": (0, 0.5)}), defaults)

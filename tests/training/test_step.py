@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from tests.training import line
 from vision_lang.errors import InputError
 from vision_lang.training import optimizer, parallel
-from vision_lang.training.loop import InFlight
+from vision_lang.training.inflight import InFlight
 from vision_lang.training.state import split
 
 
@@ -126,15 +127,25 @@ def test_a_bad_batch_is_skipped_whole(value):
 
 def test_training_stops_with_a_sentence_after_too_many_bad_steps():
     class Saved:
-        def latest(self):
-            return 40
+        saving = True
 
-    flying = InFlight(2, 1, Saved())
+        def wait(self):
+            self.saving = False
+
+        def latest(self):
+            return 20 if self.saving else 40
+
+    names = lambda step: [f"{step}-{n}.png" for n in range(7)]  # noqa: E731
+    flying = InFlight(1, 2, Saved(), names, {"skipped_steps": 10})
     for step, bad in enumerate((0, 1, 2, 0, 1, 2), start=1):
         flying.add(step, np.int32(bad))
     flying.add(7, np.int32(3))
     with pytest.raises(InputError, match=r"Step 7: NaN or Inf.* 3 update.*checkpoint is step 40"):
         flying.drain()
+    assert flying.skipped == 15 and flying.notes() == {"skipped_steps": 15}
+    flying = InFlight(2, 0, SimpleNamespace(wait=lambda: None, latest=lambda: None), names, {})
+    with pytest.raises(InputError, match="NaN.*there is none"):
+        flying.add(1, np.int32(1))
 
 
 def test_the_average_shares_no_memory_with_the_parameters():

@@ -82,8 +82,7 @@ class _MakeBatch:
         for k, row in enumerate(self.rows):
             example_id = first + row
             if self.seed is not None:
-                epoch, place = divmod(example_id, len(self.source))
-                example_id = int(permutation(self.seed, epoch, len(self.source))[place])
+                example_id = drawn(self.seed, example_id, len(self.source))
             batch["index"][k] = example_id if self.seed is None else row
             if example_id >= len(self.source):  # padding of the last evaluation batch
                 batch["weight"][k] = 0
@@ -167,6 +166,19 @@ def generator(seed: int, stream: int, a: int, b: int) -> np.random.Generator:
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """The order of the examples in one epoch: int64 [size]."""
     return generator(seed, ORDER_STREAM, epoch, 0).permutation(size)
+
+
+def drawn(seed: int, n: int, size: int) -> int:
+    """Which of the `size` examples is number n of the endless stream."""
+    epoch, place = divmod(n, size)
+    return int(permutation(seed, epoch, size)[place])
+
+
+def train_names(source: Source, batch_size: int, seed: int, step: int) -> list[str]:
+    """What the examples are called that optimizer step `step` (1, 2, ...) learns from, in the order
+    of the global batch, whichever process reads them; arguments as in `train_batches`."""
+    stream = range((step - 1) * batch_size, step * batch_size)
+    return [_name(source, drawn(seed, n, len(source))) for n in stream]
 
 
 class Batches(Iterator[Batch]):

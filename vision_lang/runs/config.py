@@ -29,6 +29,9 @@ CHANGEABLE = (
     "require_accelerator", "max_bad_steps", "stuck_after",
 )  # fmt: skip
 
+# Fields that stored configs may lack, as they have come since, and what such a run goes on with.
+ADDED = {"stuck_after": 600.0}
+
 MISSING = "(missing)"  # stands in `differences` for a field that one side does not have
 
 _WANTED = {
@@ -52,8 +55,8 @@ RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
      "decoding.beams evaluators.*.batch_size evaluators.*.device_batch evaluators.*.columns"),
     ("3 or more, for begin, end and a word between them,", lambda x: x >= 3, "data.text_length"),
     ("0 or more", lambda x: x >= 0,
-     "eval_every save_every keep_period workers max_bad_steps kl_weight perceptual_weight "
-     "optimizer.learning_rate "
+     "eval_every save_every keep_period workers max_bad_steps stuck_after kl_weight "
+     "perceptual_weight optimizer.learning_rate "
      "optimizer.warmup optimizer.clip_norm optimizer.groups.*.weight_decay "
      "optimizer.groups.*.learning_rate_scale model.unet.depth model.text.layers "
      "model.vision.layers model.text.distance_slopes model.sketch.layers model.sketch.hints "
@@ -103,6 +106,15 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(_tuples(tree)).lock()
 
 
+def of_run(text: str) -> ConfigDict:
+    """Returns the locked config of a run folder's config.json, with the fields of `ADDED`.
+
+    Raises:
+      InputError: as `from_json` does.
+    """
+    return ConfigDict(ADDED | from_json(text).to_dict()).lock()
+
+
 def fingerprint(config: ConfigDict) -> str:
     """Returns the sha256 (hex) of the stored form of a config."""
     return hashlib.sha256(to_json(config).encode()).hexdigest()
@@ -128,7 +140,7 @@ def load(spec: str) -> ConfigDict:
         if argument:
             raise InputError(f"A stored config takes no argument: --config={filename} alone.")
         with open(filename, encoding="utf-8") as f:
-            return from_json(f.read())
+            return of_run(f.read())
     module_spec = importlib.util.spec_from_file_location("loaded_config", filename)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"Config file '{filename}' is no Python file.")

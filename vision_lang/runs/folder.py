@@ -70,7 +70,7 @@ class RunFolder:
 
     def read_config(self) -> Any:
         """Returns the stored config (a locked ConfigDict)."""
-        return config_lib.from_json(self.config.read_text())
+        return config_lib.of_run(self.config.read_text())
 
 
 def create(workdir: str, task: str) -> RunFolder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import collections
+import functools
 import json
 import time
 from typing import Any
@@ -24,8 +24,11 @@ from vision_lang.runs.console import Progress, Silent, duration
 from vision_lang.runs.folder import RunFolder
 from vision_lang.runs.writer import Writer
 from vision_lang.training import devices, setup
+from vision_lang.training.inflight import InFlight
 from vision_lang.training.signals import Signals, Stopped
+from vision_lang.training.spikes import Spikes
 from vision_lang.training.state import TrainState
+from vision_lang.training.watchdog import Watchdog
 
 SHOWN = ("loss", "images/s")  # beside the progress bar
 
@@ -46,20 +49,24 @@ def train(
       Stopped: SIGTERM or SIGINT; the run was saved and can be resumed.
     """
     devices.check(config)
-
-    # Everything a run is made of. -----------------------------------------------------------------
-    job = setup.make(config, run)
-    context = Context(config, job.task, job.data, job.tokenizer, job.parallel, setup.load)
-    evaluators = make_evaluators(context)
-    record = provenance.collect(command, config_lib.fingerprint(config), job.data.fingerprint)
-
     keep = config.keep, config.keep_period, config.keep_best
-    with Checkpoints(run.checkpoints, *keep, config_lib.lasting_hash(config)) as saved:
+    with (
+        Watchdog(config.stuck_after) as watch,
+        Checkpoints(run.checkpoints, *keep, config_lib.lasting_hash(config)) as saved,
+    ):
+        # Everything a run is made of. -------------------------------------------------------------
+        job = setup.make(config, run)
+        context = Context(config, job.task, job.data, job.tokenizer, job.parallel, setup.load)
+        evaluators = make_evaluators(context)
+        record = provenance.collect(command, config_lib.fingerprint(config), job.data.fingerprint)
+
         # Where to begin. --------------------------------------------------------------------------
-        state, start = job.state, 0
+        state, start, notes = job.state, 0, {}
         # Damaged or not: never begin anew over them. What process 0 sees of a shared folder counts.
         if processes.agreed(manifest.any_finished(run.checkpoints)):
+            watch.enter("restore", 0)
             start, state = saved.restore(job.state)
+            notes = saved.notes(start)
             logging.info("Resumed from step %d.", start)
         if start > config.steps:
             raise InputError(
@@ -69,8 +76,9 @@ def train(
         record_start(run, record, start)
         began = time.perf_counter()
 
+        source = job.data.learned_from("train")
         batches = pipeline.train_batches(
-            job.data.learned_from("train"),
+            source,
             context.encode,
             data=config.data,
             batch_size=config.batch_size,
@@ -82,6 +90,7 @@ def train(
             process_index=job.parallel.share[0],
             process_count=job.parallel.share[1],
         )
+        names = functools.partial(pipeline.train_names, source, config.batch_size, config.seed)
         with (
             Writer(run, start) if processes.first() else Silent() as writer,
             Progress(config.steps, start) if processes.first() else Silent() as progress,
@@ -90,20 +99,27 @@ def train(
         ):
             writer.config(config, defaults)
             clock = Clock(config.batch_size, feed, start)
-            flying = InFlight(config.max_bad_steps, job.parallel.devices, saved)
+            flying = InFlight(job.parallel.devices, config.max_bad_steps, saved, names, notes)
+            spikes = Spikes(config.log_every, notes)
             numbers: dict[str, float] = {}  # for the progress bar
             results: dict[str, float] = {}
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
-                state, bad = job.step(state, next(feed))
+                watch.enter("data", step)
+                batch = next(feed)
+                watch.enter("step" if step > start + 1 else "compilation", step)
+                state, bad = job.step(state, batch)
                 flying.add(step, bad)
                 saved.check()
 
                 if step % config.log_every == 0 or step == config.steps:
+                    flying.drain()
                     numbers = averages(state) | clock.lap(step)
-                    writer.scalars(step, numbers)
+                    writer.scalars(step, numbers | {"skipped_steps": flying.skipped})
                 if step % config.log_every == 0:  # a run that is extended later keeps its window
+                    if "loss" in numbers:  # not all updates were skipped
+                        spikes.add(step, numbers["loss"])
                     empty = jax.tree.map(jnp.zeros_like, state.window)
                     state = state.replace(window=job.parallel.place_state(empty))
                 progress.update(step, {name: numbers[name] for name in SHOWN if name in numbers})
@@ -113,6 +129,7 @@ def train(
                 # Where the best is to be kept, what is measured is saved, the last step as well.
                 if is_due(step, config.eval_every) and not last or last and config.keep_best:
                     flying.drain()
+                    watch.enter("evaluation", step)
                     clock.pause()
                     progress.pause()
                     measured = evaluate(evaluators, state, writer, step, final=last)
@@ -122,8 +139,9 @@ def train(
                 stopped = signals.at(step)
                 if is_due(step, config.save_every) or best or last or stopped:
                     flying.drain()
+                    watch.enter("save", step)
                     writer.flush()
-                    saved.save(step, state, measured)
+                    saved.save(step, state, measured, flying.notes() | spikes.notes())
                 if last:
                     results = measured
                 if stopped and not last:
@@ -132,8 +150,10 @@ def train(
                     raise Stopped(stopped, step)
 
             # The end. -----------------------------------------------------------------------------
+            watch.enter("save", config.steps)
             saved.wait()
             signals.end_at_once(config.steps)
+            watch.enter("evaluation", config.steps)
             results = results or evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
     record_end(run, time.perf_counter() - began)
@@ -219,39 +239,3 @@ class Clock:
     def resume(self) -> None:
         """Lets the clock go on: the time since `pause` does not count."""
         self._time += time.perf_counter() - self._paused
-
-
-class InFlight:
-    """Bounds the steps that are queued on the devices, and finds updates that went wrong.
-
-    On the CPU, queued collectives of several devices can deadlock the backend, so each step is
-    waited for; an accelerator is kept busy by a few steps.
-    """
-
-    def __init__(self, max_bad_steps: int, count: int, saved: Checkpoints) -> None:
-        on_cpu = jax.default_backend() == "cpu"
-        self._limit = (0 if count > 1 else 1) if on_cpu else 8
-        self._max_bad, self._saved = max_bad_steps, saved
-        self._queue: collections.deque[tuple[int, jax.Array]] = collections.deque()
-
-    def add(self, step: int, bad: jax.Array) -> None:
-        """Queues a step; waits until few enough are queued."""
-        self._queue.append((step, bad))
-        self.drain(self._limit)
-
-    def drain(self, limit: int = 0) -> None:
-        """Waits until at most `limit` steps are queued.
-
-        Raises:
-          InputError: more than `max_bad_steps` updates in a row were not finite.
-        """
-        while len(self._queue) > limit:
-            step, bad = self._queue.popleft()
-            if int(bad) > self._max_bad:
-                latest = self._saved.latest()
-                good = f"the last good checkpoint is step {latest}" if latest else "there is none"
-                raise InputError(
-                    f"Step {step}: NaN or Inf in the loss or the gradients, {int(bad)} update(s) "
-                    f"in a row (max_bad_steps={self._max_bad}). None was applied; {good}. "
-                    "Lower the learning rate or use float32."
-                )
