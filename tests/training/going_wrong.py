@@ -34,6 +34,7 @@ def get_config(arg=""):
         config.model = {"name": "grey"}
     else:
         config = importlib.import_module(f"configs.{arg}").get_config("tiny")
+        config.evaluators = {}
     config.nan_at = (0,)  # steps whose losses and gradients are NaN
     config.skip_at = (0,)  # steps that do nothing but count
     return config

@@ -17,6 +17,7 @@ from vision_lang.data.pipeline import Batch
 from vision_lang.data.reading import Source
 from vision_lang.data.sources import Prepared
 from vision_lang.data.tokenizer import Tokenizer
+from vision_lang.errors import InputError
 
 Weights = dict[str, Any]  # "raw" and the names of the averages -> a task's variables
 KNOWN = ("index", "weight", "label", "labels")  # of a batch: what every process gets of all rows
@@ -79,6 +80,9 @@ class Context:
           rows: per device.
           as_learned: with what the task learns from, so that an example without the text or the
             label that it wants is broken; else pictures are all that is asked for.
+
+        Raises:
+          InputError: more examples are broken, over all processes, than data.max_bad_share allows.
         """
         index, count = self.parallel.share
         asked: dict[str, Any] = {"encode": None}
@@ -86,12 +90,22 @@ class Context:
             asked = {
                 "encode": self.encode, "classes": self.classes, "multi_label": self.multi_label,
             }  # fmt: skip
+        bad, allowed = 0, self.config.data.max_bad_share * len(source) if count > 1 else 0.0
         for batch in pipeline.eval_batches(
             source, data=self.config.data, batch_size=rows * self.parallel.devices,
             process_index=index, process_count=count, **asked,
         ):  # fmt: skip
-            known = {name: batch[name] for name in KNOWN if name in batch}
-            yield batch, self.parallel.gather(known)
+            known = self.parallel.gather({name: batch[name] for name in KNOWN if name in batch})
+            if count > 1:  # each has counted its own rows alone
+                bad += int(((known["weight"] == 0) & (known["index"] < len(source))).sum())
+                if bad > allowed:
+                    raise InputError(
+                        f"{bad} broken records in the {len(source)} of the split "
+                        f"'{source.split}', more than data.max_bad_share="
+                        f"{self.config.data.max_bad_share} allows: the log of each process names "
+                        "those that it read. Repair or remove them."
+                    )
+            yield batch, known
 
     def read(self, source: Source) -> Iterator[Batch]:
         """The pictures of all examples, in order, with what is `KNOWN` of them: for every process,
