@@ -58,17 +58,15 @@ class Watchdog:
             if told is not None and told is not stage:
                 # Others may have come and gone since the last look, none of them long.
                 logging.warning(
-                    "Step %d: the stage '%s' was over after %.3g s.",
-                    told.step,
-                    told.name,
+                    "Step %d: the stage '%s' was over after %.1f s.", told.step, told.name,
                     now - told.since,
-                )
+                )  # fmt: skip
                 told = None
             left = stage.since + self._seconds - now
             if told is None and left <= 0:
                 told = stage
                 logging.warning(
-                    "Step %d: the stage '%s' has taken %.3g s so far, more than config.stuck_after="
+                    "Step %d: the stage '%s' has taken %.1f s so far, more than config.stuck_after="
                     "%g. Where each thread stands:\n%s", stage.step, stage.name, now - stage.since,
                     self._seconds, stacks(),
                 )  # fmt: skip
@@ -76,8 +74,8 @@ class Watchdog:
 
 
 def stacks() -> str:
-    """Where every other thread stands, the latest call last. No file is read for it: the disk may
-    be what does not answer."""
+    """Where every other thread stands, the latest call last (config.workers are processes of their
+    own). No file is read for it: the disk may be what does not answer."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     found = []
     for thread, frame in sys._current_frames().items():
