@@ -157,7 +157,8 @@ TASKS = ("diffusion", "recognition", "captioning", "contrastive", "clip", "autoe
     ("task", "devices"), [*((task, 2) for task in TASKS), ("diffusion", 1), ("recognition", 1)]
 )
 def test_every_task_goes_on_as_if_the_batch_had_not_been(task, devices, trained, tmp_path):
-    """Both are of the same program but for the numbers of the steps."""
+    """Both are of the same program but for the numbers of the steps, none of which must be equal:
+    a program that is simplified rounds another way."""
 
     def train(folder, *fields):
         arguments = [f"{FILE}:{task}", f"--workdir={folder}", "--config.steps=12"]
@@ -173,7 +174,7 @@ def test_every_task_goes_on_as_if_the_batch_had_not_been(task, devices, trained,
     wrong = train("wrong", "nan_at=(4,5,9)", "max_bad_steps=2")
     assert wrong.returncode == 0, wrong.stderr
     assert f"{devices} local of {devices} devices" in wrong.stderr
-    left_out = train("left_out", "skip_at=(4,5,9)", "nan_at=(0,0,0)")
+    left_out = train("left_out", "skip_at=(4,5,9)", "nan_at=(104,105,109)")
     assert left_out.returncode == 0, left_out.stderr
     assert end(tmp_path / "wrong") == end(tmp_path / "left_out")
     assert skipped(tmp_path / "wrong") == [0, 2, 3, 3]
