@@ -25,6 +25,7 @@ from vision_lang import evaluate, main
 from vision_lang.data import tokenizer
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import folder as folder_lib
+from vision_lang.runs import manifest
 from vision_lang.runs.checkpoint import restore_part
 from vision_lang.training import loop, setup
 
