@@ -17,20 +17,22 @@ def train(directory, *arguments, quick=True):
     assert process.returncode == 0, err
 
 
-def go_on_from_10(run, quick=True):
+def go_on_from_10(run, *arguments, quick=True):
     """Resumes a copy of the finished run that has lost all behind step 10; compares the ends."""
     copy = run.parent / "again"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "20")
     (copy / "final.json").unlink()
     (copy / "results.json").unlink()
-    train(run.parent, "--workdir=again", quick=quick)
+    train(run.parent, "--workdir=again", *arguments, quick=quick)
     assert running.ending(copy) == running.ending(run)
 
 
 def test_batch_statistics_resume_exactly(recogniser, tmp_path):
+    """Also where the data lie elsewhere now."""
     shutil.copytree(recogniser.parent, tmp_path / "x")
-    go_on_from_10(tmp_path / "x" / "run")
+    (tmp_path / "x" / "data").rename(tmp_path / "moved")
+    go_on_from_10(tmp_path / "x" / "run", "--config.data.dir=../moved")
 
 
 @pytest.mark.slow

@@ -74,5 +74,17 @@ def measure(kind: str, count: int) -> dict[str, float]:
     }
 
 
+def table(record: dict) -> str:
+    """The record as Markdown: a row for each way and number of devices."""
+    found = record["megabytes"]
+    lines = ["| `parallel`, devices | state | temporaries | both |", "|---|---|---|---|"]
+    for way, one in found.items():
+        state, temporary = one["state"], one["temporaries"]
+        lines.append(
+            f"| {way} | {state:,.0f} MB | {temporary:,.0f} MB | {state + temporary:,.0f} MB |"
+        )
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     app.run(main)

