@@ -113,7 +113,8 @@ def summary(record: dict[str, Any]) -> str:
     return (
         f"Saving takes {100 * cost['share']:.2f} % of the time where the default config saves "
         f"each {cost['save_every']} steps ({cost['state_mb']:.0f} MB); a killed run learns again "
-        f"{before} after the command, {not_before} where nothing was compiled before."
+        f"{before} after the command, {not_before} where nothing was compiled before (two busy "
+        "cores)."
     )
 
 
