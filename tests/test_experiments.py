@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import exact, neighbours
+from experiments.devices import memory
 
 
 @pytest.fixture
@@ -43,3 +46,15 @@ def test_exact_judges_the_exact_denoiser_right(beside, command):
     assert len(rows) == 2 * len(exact.LEVELS)
     exactly, network = np.array([row[1:3] for row in rows], float).T
     assert (exactly < network).all()  # nothing surpasses the exact mean; 20 steps do not reach it
+
+
+def test_memory_of_devices_is_as_recorded():
+    """And it falls with their number where each keeps a part of the state."""
+    folder = Path(memory.__file__).parent
+    record = json.loads((folder / "memory.json").read_text())
+    assert memory.table(record) in (folder / "README.md").read_text()
+    found = record["megabytes"]
+    kept = [found[f"fsdp {count}"]["state"] * count for count in memory.COUNTS]
+    assert kept == pytest.approx([found["jit 1"]["state"]] * len(kept), rel=0.02)
+    temporary = [found[f"fsdp {count}"]["temporaries"] for count in memory.COUNTS]
+    assert temporary == sorted(temporary, reverse=True)
