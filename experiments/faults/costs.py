@@ -2,15 +2,16 @@
 
     python -m experiments.faults.costs --out=experiments/faults/costs.json [--repeats=3]
 
-Trains the default config on few pictures, with a save at each 20th step and a line in the log at
-each 10th. The ten steps that follow a save pay for it: for the copy of the state, for which they
-wait, and for the writing and hashing beside them. They are compared with the ten that come next,
-pair by pair. Then the run is killed and started again, with what it had compiled and without.
-Ten minutes on two cores that do nothing else.
+Trains the default config on few pictures, and counts the processor's seconds that a step takes;
+then saves that run's state again and again, and counts the same of a save: copying, writing and
+hashing. (By how much steps beside a save last longer is less than they differ by themselves.) The
+run is killed, and started again with what it had compiled and without. Ten minutes on two cores
+that do nothing else.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
@@ -19,51 +20,81 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.faults import running
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import writer
+from vision_lang.runs import manifest, trees
+from vision_lang.runs.checkpoint import Checkpoints
 
 CONFIG = "diffusion"
-EVERY = 10  # steps between two lines of the log; twice as many between two saves
-PAIRS = 8
+FROM, TO = 20, 60  # the steps that are counted
+SAVES = 15
 ARGUMENTS = (
     "--config.data.name=shapes/tiny", "--config.data.dir=data", "--config.eval_every=0",
-    f"--config.log_every={EVERY}", f"--config.save_every={2 * EVERY}",
+    f"--config.save_every={FROM}",
 )  # fmt: skip
 
 
 def saving(directory: Path) -> dict[str, Any]:
-    """Trains for a while, then kills the run; returns what saving cost."""
+    """Trains for a while, then kills the run; returns what saving costs."""
     run = directory / "run"
     started = running.Started(
         directory, "--workdir=run", f"--config={running.ROOT}/configs/{CONFIG}.py", *ARGUMENTS
     )
-    enough = 2 * EVERY * (PAIRS + 1)
-    if not started.until(lambda: enough in running.good_steps(run), every=0.5):
-        raise SystemExit(started.said)
+    counted = []
+    for step in (FROM, TO):
+        if not started.until(functools.partial(is_saved, run, step), every=0.1):
+            raise SystemExit(started.said)
+        counted.append(processor_seconds(started.process.pid))
     started.kill()
-    config = json.loads((run / "config.json").read_text())
-    speeds = {m["step"]: m["images/s"] for m in writer.read_metrics(run / "metrics.jsonl")}
-    seconds = {step: config["batch_size"] / speed for step, speed in speeds.items()}  # of one step
-    pairs = [  # after a save, and the ten steps after those
-        (seconds[first + EVERY], seconds[first + 2 * EVERY])
-        for first in range(2 * EVERY, enough, 2 * EVERY)
-    ]
-    state = run / "checkpoints" / str(enough)
-    added = EVERY * statistics.median(one - other for one, other in pairs)
-    step = statistics.median(other for _, other in pairs)
+    step_seconds = (counted[1] - counted[0]) / (TO - FROM)  # with the saves between: a little more
+    blocked, worked, size = saved_again(run / "checkpoints")
     default = config_lib.load(f"{running.ROOT}/configs/{CONFIG}.py").save_every
     return {
-        "state_mb": sum(p.stat().st_size for p in state.rglob("*") if p.is_file()) / 1e6,
-        "pairs": len(pairs),
-        "step_seconds": step,
-        "ratio": statistics.median(one / other for one, other in pairs),
-        "seconds_per_save": added,
+        "state_mb": size / 1e6,
+        "step_processor_seconds": step_seconds,
+        "save_waits_seconds": blocked,
+        "save_processor_seconds": worked,
         "save_every": default,
-        "share": added / (default * step),
+        "share": worked / (default * step_seconds),
     }
+
+
+def is_saved(run: Path, step: int) -> bool:
+    return step in running.good_steps(run)
+
+
+def saved_again(checkpoints: Path) -> tuple[float, float, int]:
+    """Saves the run's state several times; returns medians and a size.
+
+    Returns:
+      The seconds for which a step has to wait, the processor's seconds of all that a save does, and
+      the bytes of it.
+    """
+    path = checkpoints / str(TO)
+    specs = manifest.specs(manifest.read(path))
+    structure = {p: jax.ShapeDtypeStruct(s, jnp.dtype(d)) for p, (s, d) in specs.items()}
+    with Checkpoints(checkpoints) as saved:
+        state = saved.restore(trees.nest(structure), TO)[1]
+    blocked, worked = [], []
+    with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as saved:
+        for step in range(SAVES):
+            before, processor = time.monotonic(), time.process_time()
+            saved.save(step, state)
+            blocked.append(time.monotonic() - before)
+            saved.wait()
+            worked.append(time.process_time() - processor)
+    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+    return statistics.median(blocked), statistics.median(worked), size
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime, stime
 
 
 def resuming(directory: Path, home: Path) -> float:
@@ -88,12 +119,10 @@ def table(record: dict[str, Any]) -> str:
     cost, again = record["saving"], record["resuming"]
     rows = {
         "state on the disk": f"{cost['state_mb']:.0f} MB",
-        "a step": f"{cost['step_seconds']:.2f} s",
-        f"ten steps with a save, to ten without (median of {cost['pairs']} pairs)": (
-            f"{cost['ratio']:.3f}"
-        ),
-        "what one save adds": f"{cost['seconds_per_save']:.2f} s",
-        f"share of the time, a save each {cost['save_every']} steps as in the config": (
+        "a step, the processor's seconds": f"{cost['step_processor_seconds']:.2f} s",
+        "a save, the processor's seconds": f"{cost['save_processor_seconds']:.2f} s",
+        "a save, seconds for which the next step waits": f"{cost['save_waits_seconds']:.2f} s",
+        f"share of saving, a save each {cost['save_every']} steps as in the config": (
             f"{100 * cost['share']:.2f} %"
         ),
     } | {
@@ -111,7 +140,7 @@ def summary(record: dict[str, Any]) -> str:
     cost, again = record["saving"], record["resuming"]
     before, not_before = (f"{statistics.median(times):.0f} s" for times in again.values())
     return (
-        f"Saving takes {100 * cost['share']:.2f} % of the time where the default config saves "
+        f"Saving takes {100 * cost['share']:.2f} % of the work where the default config saves "
         f"each {cost['save_every']} steps ({cost['state_mb']:.0f} MB); a killed run learns again "
         f"{before} after the command, {not_before} where nothing was compiled before (two busy "
         "cores)."
