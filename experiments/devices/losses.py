@@ -15,14 +15,11 @@ import jax
 import numpy as np
 from absl import app, flags
 
+from experiments.faults import running
 from tests.training.test_devices import on_devices
 from tests.training.test_processes import on_processes
 
-OUT = flags.DEFINE_string("out", None, "the record to write; what it holds is not done again",
-                          required=True)  # fmt: skip
-TASKS = flags.DEFINE_list(
-    "tasks", ["diffusion", "recognition", "captioning", "contrastive"], "which tasks"
-)
+TASKS = ("diffusion", "recognition", "captioning", "contrastive")
 STEPS = 100
 DEVICES = 8
 PROCESSES = (2, 4)
@@ -30,23 +27,29 @@ PROCESSES = (2, 4)
 
 def main(_: list[str]) -> None:
     """Adds what the record lacks, task by task."""
-    out = Path(OUT.value)
+    running.as_the_tests_do()
+    out = Path(flags.FLAGS.out)
     record = json.loads(out.read_text()) if out.exists() else {}
     record |= {"jax": jax.__version__, "steps": STEPS}
     differences = record.setdefault("largest_difference", {})
-    for task in TASKS.value:
+    for task in TASKS:
+        if task in differences:
+            continue
         one = on_devices(DEVICES, STEPS, task)
-        found = differences.setdefault(task, {})
-        found |= {way: _largest(losses, one) for way, losses in one["losses_of"].items()}
+        found = {
+            f"{way} {DEVICES}" if way in ("jit", "fsdp") else way: _largest(losses, one)
+            for way, losses in one["losses_of"].items()
+        }
         for count in PROCESSES:
             name = f"{count} processes"
-            if any(way.endswith(name) for way in found):
-                continue
             reports = on_processes(count, STEPS, task)
             for way, losses in reports[0]["losses_of"].items():
                 assert all(report["losses_of"][way] == losses for report in reports)
                 found[f"{way}, {name}"] = _largest(losses, one)
+        differences[task] = found
         record.setdefault("first_loss", {})[task] = one["losses"][0]
+        worst = max(one["gradient_error"].values()) / one["largest"]
+        record.setdefault("gradient", {})[task] = worst
         out.write_text(json.dumps(record, indent=1) + "\n")
         print(task, found, flush=True)
 
@@ -65,9 +68,16 @@ def table(record: dict) -> str:
     for way in ways:
         cells = [f"{found[way]['30']:.0e} / {found[way]['100']:.0e}" for found in tasks.values()]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    first = [f"{record['first_loss'][task]:.2g}" for task in tasks]
-    return "\n".join([*lines, "| the first loss | " + " | ".join(first) + " |"])
+    for name, key in (
+        ("the first loss", "first_loss"),
+        ("the first gradient, of its largest entry, the worst", "gradient"),
+    ):
+        lines.append(f"| {name} | " + " | ".join(f"{record[key][t]:.2g}" for t in tasks) + " |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string(
+        "out", None, "The record, JSON; what it holds is not done again.", required=True
+    )
     app.run(main)

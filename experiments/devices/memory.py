@@ -17,8 +17,7 @@ from absl import app, flags
 
 COUNTS = (1, 2, 4, 8)
 LAYERS = 4  # of GPT-2's twelve, which take minutes to compile
-OUT = flags.DEFINE_string("out", None, "the record to write", required=True)
-ROWS = flags.DEFINE_integer("rows", 8, "examples of the whole batch")
+ROWS = 8  # of the whole batch
 
 
 def main(_: list[str]) -> None:
@@ -37,11 +36,11 @@ def main(_: list[str]) -> None:
     record = {
         "command": "python -m experiments.devices.memory",
         "config": f"configs/captioning.py:decoder=gpt2, {LAYERS} layers, 1,024 tokens",
-        "rows": ROWS.value,
+        "rows": ROWS,
         "jax": jax.__version__,
         "megabytes": found,
     }
-    Path(OUT.value).write_text(json.dumps(record, indent=1) + "\n")
+    Path(flags.FLAGS.out).write_text(json.dumps(record, indent=1) + "\n")
 
 
 def measure(kind: str, count: int) -> dict[str, float]:
@@ -55,16 +54,16 @@ def measure(kind: str, count: int) -> dict[str, float]:
 
     config = captioning.get_config("decoder=gpt2")
     config.model.decoder.layers = LAYERS
-    config.parallel, config.batch_size = kind, ROWS.value
+    config.parallel, config.batch_size = kind, ROWS
     config.word_weights = {}
     length = config.data.text_length
     facts = DataFacts(1_024, (0,) * length, (True,) + (False,) * (length - 1), 0, lambda _: ())
     task = tasks.entry(config).make(config, facts)
-    way = parallel.make(kind, ROWS.value, devices=jax.devices()[:count])
+    way = parallel.make(kind, ROWS, devices=jax.devices()[:count])
     step, state = setup.start(config, task, way.lay_out)
     state = way.place_state(state)
     rows = way.place(
-        {n: jax.numpy.zeros((ROWS.value, *s.shape), s.dtype) for n, s in task.batch_spec().items()}
+        {n: jax.numpy.zeros((ROWS, *s.shape), s.dtype) for n, s in task.batch_spec().items()}
     )
     compiled: Any = way.step(step)
     wanted = compiled.lower(state, rows).compile().memory_analysis()
@@ -90,4 +89,5 @@ def table(record: dict) -> str:
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("out", None, "The record, JSON.", required=True)
     app.run(main)

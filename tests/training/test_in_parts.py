@@ -11,6 +11,8 @@ import shutil
 import subprocess
 import sys
 
+import pytest
+
 from tests import commands
 from tests.training.test_devices import DEVICES
 from tests.training.test_processes import assert_same_run, ends
@@ -60,6 +62,7 @@ def test_each_device_keeps_its_part():
     assert temporary[4] < 0.5 * temporary[1]
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_is_the_run(captioner, tmp_path, monkeypatch):
     """Of the real command, its evaluators included, on four devices; resumed on two."""
     shutil.copytree(captioner.parent / "data", tmp_path / "data")
