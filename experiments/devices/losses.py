@@ -3,7 +3,7 @@
     python -m experiments.devices.losses --out=experiments/devices/losses.json
 
 The tiny networks and random batches of tests/training/on_devices.py, whose slow tests hold the
-bounds; here stands what the differences are. On two cores half an hour.
+bounds; here stands what the differences are. Prints the record as a table.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def main(_: list[str]) -> None:
         record.setdefault("gradient", {})[task] = worst
         out.write_text(json.dumps(record, indent=1) + "\n")
         print(task, found, flush=True)
+    print(table(record))
 
 
 def _largest(losses: list[float], one: dict) -> dict[str, float]:

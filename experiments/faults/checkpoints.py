@@ -8,7 +8,7 @@ warning names the step, and the one before is restored to the bit) or `harmless`
 restored to the bit); whatever else comes of it ends this program. Then the disk is full, or the
 folder may no longer be written to, in the middle of a run: the command has to stop within a period
 of saving and to name the last good step, and to go on to the same end once that is put right.
-Prints the tables of README.md. Two minutes on two cores; as root, who may mount a small disk.
+Prints the tables of README.md. As root, who may mount a small disk.
 """
 
 from __future__ import annotations

@@ -5,8 +5,7 @@
 Trains the default config on few pictures, and counts the processor's seconds that a step takes;
 then saves that run's state again and again, and counts the same of a save: copying, writing and
 hashing. (By how much steps beside a save last longer is less than they differ by themselves.) The
-run is killed, and started again with what it had compiled and without. Ten minutes on two cores
-that do nothing else.
+run is killed, and started again with what it had compiled and without.
 """
 
 from __future__ import annotations
@@ -20,13 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import app, flags
 
 from experiments.faults import running
+from experiments.faults.checkpoints import target
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import manifest, trees
 from vision_lang.runs.checkpoint import Checkpoints
 
 CONFIG = "diffusion"
@@ -75,10 +72,8 @@ def saved_again(checkpoints: Path) -> tuple[float, float, int]:
       the bytes of it.
     """
     path = checkpoints / str(TO)
-    specs = manifest.specs(manifest.read(path))
-    structure = {p: jax.ShapeDtypeStruct(s, jnp.dtype(d)) for p, (s, d) in specs.items()}
     with Checkpoints(checkpoints) as saved:
-        state = saved.restore(trees.nest(structure), TO)[1]
+        state = saved.restore(target(path), TO)[1]
     blocked, worked = [], []
     with tempfile.TemporaryDirectory() as directory, Checkpoints(directory) as saved:
         for step in range(SAVES):

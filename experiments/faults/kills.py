@@ -4,8 +4,8 @@
 
 For each of four tasks a run that nothing disturbs, then victims: the same command, ended by SIGKILL
 and started again, until a share of the kills has been made and every victim is done. A victim ends
-as the other run did, to the bit, or this program says so and ends with 1. Prints the tables of
-README.md. Half an hour on two cores; tasks that the record holds already are not tried again.
+as the other run did, to the bit, or this program says so and ends with 1. Prints the table of
+README.md. Tasks that the record holds already are not tried again.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class Context:
             asked = {
                 "encode": self.encode, "classes": self.classes, "multi_label": self.multi_label,
             }  # fmt: skip
-        bad, allowed = 0, self.config.data.max_bad_share * len(source) if count > 1 else 0.0
+        bad = 0
         for batch in pipeline.eval_batches(
             source, data=self.config.data, batch_size=rows * self.parallel.devices,
             process_index=index, process_count=count, **asked,
@@ -98,7 +98,7 @@ class Context:
             known = self.parallel.gather({name: batch[name] for name in KNOWN if name in batch})
             if count > 1:  # each has counted its own rows alone
                 bad += int(((known["weight"] == 0) & (known["index"] < len(source))).sum())
-                if bad > allowed:
+                if bad > self.config.data.max_bad_share * len(source):
                     raise InputError(
                         f"{bad} broken records in the {len(source)} of the split "
                         f"'{source.split}', more than data.max_bad_share="

@@ -70,11 +70,8 @@ def start_save(writer: ocp.AsyncCheckpointer, directory: epath.Path, flat: Mappi
         for p, leaf in stored.items()
         if isinstance(leaf, jax.Array) and leaf.is_fully_replicated
     }
-    cut = {p: leaf for p, leaf in stored.items() if isinstance(leaf, jax.Array) and p not in same}
     # On a CPU the host's copy is none: it is the memory that the next step will write to.
     stored |= {p: np.array(host) for p, host in jax.device_get(same).items()}
-    if jax.default_backend() == "cpu":
-        stored |= {p: _copied(leaf) for p, leaf in cut.items()}
     writer.save(directory, args=ocp.args.PyTreeSave(trees.nest(stored)))
 
 
@@ -122,12 +119,6 @@ def cause(error: BaseException) -> str:
             return os.strerror(number)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return first if len(first) < 300 else first[:300] + "..."
-
-
-def _copied(array: jax.Array) -> jax.Array:
-    """The same array in memory of its own, part by part."""
-    parts = [jax.device_put(np.array(s.data), s.device) for s in array.addressable_shards]
-    return jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
 
 def _storable(path: str, leaf: Any) -> Any:
