@@ -91,7 +91,7 @@ def noisy(params):
     """Zero-initialised layers would let no gradient through to the others at step 0."""
     rng = np.random.default_rng(0)
     add = lambda x: x + 0.1 * rng.standard_normal(x.shape, np.float32)  # noqa: E731
-    return {name: jnp.asarray(add(np.asarray(params[name]))) for name in sorted(params)}
+    return {name: jnp.asarray(add(params[name])) for name in sorted(params)}
 
 
 def train(way, steps, task, accumulate=1, kind="pmap"):
@@ -101,7 +101,7 @@ def train(way, steps, task, accumulate=1, kind="pmap"):
     made_task = setup.make_task(made, Tokenizer(), CLASSES)
     step, state = setup.start(made, made_task, way.lay_out)
     step = dataclasses.replace(step, optimizer=optax.chain(RECORDER, step.optimizer))
-    params = noisy(state.params)
+    params = noisy(way.host(state.params))  # fsdp: a process has parts of them
     state = state.replace(params=params, opt_state=step.optimizer.init(step.packing.pack(params)))
     compiled, state = way.step(step), way.place_state(state)
     losses = []

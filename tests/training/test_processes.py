@@ -222,6 +222,22 @@ def test_processes_evaluate_together(recogniser, tmp_path):
 
 
 @pytest.mark.slow
+def test_numbers_that_go_wrong_stop_all_processes(recogniser, tmp_path):
+    """Each names the whole batch, as one process with as many devices does."""
+    arguments = (
+        f"--config={commands.ROOT}/configs/recognition.py:tiny=true",
+        f"--config.data.dir={recogniser.parent}/data", "--config.optimizer.learning_rate=1e38",
+        "--config.save_every=1",
+    )  # fmt: skip
+    found = ends(start(tmp_path, 2, *arguments, ALONE))
+    (alone,) = ends([commands.start(tmp_path, "main", *arguments, "--workdir=alone")])
+    assert "NaN or Inf in the loss or the gradients" in alone.sentence
+    assert alone.sentence in found[0].err and alone.sentence in found[1].err
+    assert [end.code for end in found] == [2, 2]
+    assert steps(tmp_path / "run") == steps(tmp_path / "alone") != []
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_at_one_step(recogniser, tmp_path):
     shutil.copytree(recogniser.parent, tmp_path, dirs_exist_ok=True)
     config = f"--config={commands.ROOT}/configs/recognition.py:tiny=true"
