@@ -54,6 +54,11 @@ class RunFolder:
         return self.root / "results.json"
 
     @property
+    def examples(self) -> epath.Path:
+        """What each example contributed to some of the results."""
+        return self.root / "examples.json"
+
+    @property
     def final(self) -> epath.Path:
         return self.root / "final.json"
 
