@@ -79,7 +79,7 @@ def _evaluate() -> None:
     from vision_lang import processes
     from vision_lang.data import sources
     from vision_lang.evaluators import make_evaluators
-    from vision_lang.evaluators.context import Context
+    from vision_lang.evaluators.context import Context, Result
     from vision_lang.training import parallel, setup
 
     loaded = setup.load(FLAGS.run, FLAGS.weights)
@@ -108,25 +108,24 @@ def _evaluate() -> None:
     newest = not (FLAGS.weights or loaded.step_given)
     if newest and averages:  # the same names as at the end of training
         weights["raw"] = setup.load(FLAGS.run, "raw").variables
-    results: dict[str, float] = {}
-    notes: dict[str, str] = {}
+    results = Result({})
     for name, evaluator in make_evaluators(context).items():
         with watching.watcher(functools.partial(_shown, name)):
             found = evaluator(weights, True)
-        results |= found.numbers
-        notes |= found.notes
+        results |= found
         if FLAGS.pictures and processes.first():
             _write_pictures(found.pictures)
-    if not results:
+    if not results.numbers:
         raise InputError(f"The run's evaluators measure nothing on the split '{FLAGS.split}'.")
     if processes.first():
-        _report(loaded, results, notes, newest)
+        _report(loaded, results, newest)
 
 
-def _report(loaded, results: dict[str, float], notes: dict[str, str], newest: bool) -> None:
+def _report(loaded, found, newest: bool) -> None:
     """Prints what was found, and writes it where it belongs."""
     from vision_lang.runs import records
 
+    results, notes = found.numbers, found.notes
     width = max(map(len, results))
     for name, value in sorted(results.items()):
         print(f"{name:{width}s}  {np.round(value, 6):g}")
@@ -136,7 +135,7 @@ def _report(loaded, results: dict[str, float], notes: dict[str, str], newest: bo
         commands.write_record(FLAGS.out, {**results, "source": loaded.source, **notes})
         print(f"written to {FLAGS.out}")
     elif newest and not FLAGS.evaluators:
-        records.write_results(loaded.run, results, keep_other_splits=True)
+        records.write_results(loaded.run, results, found.examples, keep_other_splits=True)
         print(f"written to {loaded.run.results}")
     else:
         print(f"of {loaded.source}: results.json stays; --out=FILE writes these")

@@ -17,7 +17,7 @@ from vision_lang.data import presets
 from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing
-from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights, by_place
 from vision_lang.metrics import caption
 from vision_lang.shapes import grammar, oracle
 from vision_lang.shapes.scene import Scene
@@ -56,32 +56,38 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
+        examples = {}
         shown = {}
         for split in wanted[final]:
             source = context.data.open(split)
             count = (config.final_count if final else config.count) or len(source)
             count = min(count, len(source))
-            source = source.only(np.arange(count) * len(source) // count)
+            chosen = np.arange(count) * len(source) // count
+            source = source.only(chosen)
             read, texts, lengths = describe(context.best(weights), source)
-            source = source.only(read)
-            scores = caption.score(texts, source.captions())
+            source, places = source.only(read), chosen[read]
+            scores, each = caption.score_each(texts, source.captions())
+            examples[f"{split}/cider"] = by_place(places, each["CIDEr"])
             new = {ours: scores[theirs] for theirs, ours in NAMES.items()}
             new |= {"length": float(np.mean(lengths)), "n": len(texts)}
             if shapes:
-                new |= scenes_right(texts, shapes_builder.scenes(source))
+                scenes = shapes_builder.scenes(source)
+                right = [is_right(*one) for one in zip(texts, scenes, strict=True)]
+                new |= shares_right(right, scenes)
+                examples[f"{split}/scene_right"] = by_place(places, right)
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
             if config.shown and texts:
                 pictures = context.pictures(source.only(np.arange(len(texts))[: config.shown]))
                 page = drawing.grid(pictures, texts[: len(pictures)], 4, 4)
                 shown[f"captions/{split}"] = page
-        return Result(numbers, shown)
+        return Result(numbers, shown, examples=examples)
 
     return evaluate
 
 
-def scenes_right(texts: list[str], scenes: list[Scene]) -> dict[str, float]:
+def shares_right(each: list[bool], scenes: list[Scene]) -> dict[str, float]:
     """The shares of scenes that are described right, see the module's docstring."""
-    right = np.array([is_right(text, scene) for text, scene in zip(texts, scenes, strict=True)])
+    right = np.array(each)
     counts = np.array([len(scene.objects) for scene in scenes])
     by_count = {f"scene_right_{n}": right[counts == n] for n in (1, 2, 3)}
     found = {name: float(values.mean()) for name, values in by_count.items() if len(values)}

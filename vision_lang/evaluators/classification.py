@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw
 
 from vision_lang.evaluators import drawing
-from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights, by_place
 from vision_lang.metrics import classification
 
 NAMED_CLASSES = 40  # up to so many are named in the picture
@@ -53,7 +53,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
-        pictures = {}
+        pictures, examples = {}, {}
         for split in wanted[final]:
             source = context.data.open(split)
             found, labels, places = probabilities(context.best(weights), source)
@@ -63,6 +63,8 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
                 table = classification.confusion_matrix(found.argmax(-1), labels, len(names))
                 new = summary(found, labels, table)
                 shares = classification.per_class_accuracy(table)
+                right = classification.hits(found, labels, 1)
+                examples[f"{split}/top1"] = by_place(places, right)
                 if final:
                     pictures[f"confusion/{split}"] = confusion_picture(table, names)
             if final:
@@ -76,7 +78,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
                 page = drawing.grid(context.pictures(source.only(places[rows])), titles, 4, zoom)
                 pictures[f"answers/{split}"] = page
             numbers |= {f"{split}/{name}": value for name, value in new.items()}
-        return Result(numbers, pictures)
+        return Result(numbers, pictures, examples=examples)
 
     return evaluate
 

@@ -128,11 +128,24 @@ class Context:
 @dataclass(frozen=True)
 class Result:
     """numbers: "<split>/<metric>" -> float; pictures: name -> uint8 [H, W, 3]; notes: what some of
-    the numbers were measured with, in words, to be kept beside them."""
+    the numbers were measured with, in words, to be kept beside them; examples: of some of the
+    numbers, the values whose mean they are, by place in the split (of a retrieval: among the
+    queries)."""
 
     numbers: dict[str, float]
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    examples: dict[str, dict[int, float]] = field(default_factory=dict)
+
+    def __or__(self, other: Result) -> Result:
+        """What either has found."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Result(*(mine | theirs for mine, theirs in pairs))
+
+
+def by_place(places: Sequence[int] | np.ndarray, values: Sequence | np.ndarray) -> dict[int, float]:
+    """An entry of `Result.examples`."""
+    return {int(place): float(value) for place, value in zip(places, values, strict=True)}
 
 
 # (weights, whether the run is over) -> Result

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vision_lang.data import presets
 from vision_lang.data.builders import shapes as shapes_builder
 from vision_lang.evaluators.batches import batched
-from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights, by_place
 from vision_lang.metrics import retrieval
 from vision_lang.shapes import grammar, oracle
 from vision_lang.shapes.scene import Scene
@@ -60,13 +60,16 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
     def evaluate(weights: Weights, final: bool) -> Result:
         variables = context.best(weights)
         numbers: dict[str, float] = {}
+        examples = {}
         for split in wanted[final]:
             source, every, right = asked(split)
-            both = images(variables, source), texts(variables, every)
-            found = retrieval.retrieval(*both, **right)
-            found["n"] = len(source)
-            numbers |= {f"{split}/{name}": value for name, value in found.items()}
-        return Result(numbers)
+            ranks = retrieval.ranks(images(variables, source), texts(variables, every), **right)
+            numbers[f"{split}/n"] = len(source)
+            for way, found in ranks.items():
+                new = retrieval.summary(found, way)
+                numbers |= {f"{split}/{name}": value for name, value in new.items()}
+                examples[f"{split}/{way}_recall1"] = by_place(range(len(found)), found <= 1)
+        return Result(numbers, examples=examples)
 
     return evaluate
 

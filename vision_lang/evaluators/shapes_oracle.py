@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError
 from vision_lang.evaluators import drawing
-from vision_lang.evaluators.context import Context, Evaluator, Result, Weights
+from vision_lang.evaluators.context import Context, Evaluator, Result, Weights, by_place
 from vision_lang.shapes import grammar, oracle
 from vision_lang.tasks.diffusion import Sampling
 
@@ -40,6 +40,7 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
 
     def evaluate(weights: Weights, final: bool) -> Result:
         numbers: dict[str, float] = {}
+        examples = {}
         for split in config.splits:
             prompts, index = asked[split, final]
             tokens, mask = context.tokenizer.encode_batch(prompts, run.data.text_length)
@@ -48,7 +49,10 @@ def make(config: ConfigDict, context: Context) -> Evaluator:
             pictures = (picture for batch in batches for picture in batch)
             grades = [judge(p, text) for p, text in zip(pictures, prompts, strict=True)]
             numbers |= {f"{split}/{name}": value for name, value in summary(grades).items()}
-        return Result(numbers)
+            few = [k for k, row in enumerate(grades) if row["count"] < 3]
+            right = [grades[k]["grade"]["all_right"] for k in few]
+            examples[f"{split}/all_right"] = by_place(index[few], right)
+        return Result(numbers, examples=examples)
 
     return evaluate
 

@@ -34,10 +34,16 @@ def top_k(scores: Array, labels: Array, k: int, mask: Array | None = None) -> tu
         scores, labels = scores[np.asarray(mask, bool)], labels[np.asarray(mask, bool)]
         if not len(scores):
             return 0.0, 0.0
-    scores, labels = _checked(scores, labels)
+    right = hits(scores, labels, k)
+    return float(right.sum()), float(len(right))
+
+
+def hits(scores: Array, labels: Array, k: int) -> np.ndarray:
+    """Whether each label is among the k best classes, as `top_k` counts them: bool [N]."""
+    scores, labels = _checked(np.asarray(scores), np.asarray(labels))
     right = np.take_along_axis(scores, labels[:, None], axis=1)
     rank = (scores >= right).sum(axis=1)  # itself included: at least 1
-    return float((rank <= k).sum()), float(len(labels))
+    return rank <= k
 
 
 def confusion_matrix(predicted: Array, labels: Array, classes: int) -> np.ndarray:

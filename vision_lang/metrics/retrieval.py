@@ -47,12 +47,21 @@ def retrieval(
     Raises:
       InputError: shapes do not fit, a value is NaN, or a query has no right answer at all.
     """
+    return _summaries(ranks(images, texts, image_of_text=image_of_text, satisfies=satisfies), ks)
+
+
+def ranks(
+    images: Array, texts: Array, *, image_of_text: Array | None = None,
+    satisfies: Array | Satisfies | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """The ranks that `retrieval` counts: i2t [N] of each image's best text, t2i [M] of each text's
+    best image, from 1."""
     x, y = arrays.features(images, "The images"), arrays.features(texts, "The texts")
     if x.shape[1] != y.shape[1]:
         raise InputError(f"Images have {x.shape[1]} dimensions, texts {y.shape[1]}.")
     slack = EQUAL * np.linalg.norm(x, axis=1).max() * np.linalg.norm(y, axis=1).max()
     fits = _fits(len(x), len(y), image_of_text, satisfies)
-    return _both(lambda s: x[s] @ y.T, lambda s: y[s] @ x.T, fits, (len(x), len(y)), slack, ks)
+    return _both(lambda s: x[s] @ y.T, lambda s: y[s] @ x.T, fits, (len(x), len(y)), slack)
 
 
 def retrieval_of_similarity(
@@ -63,29 +72,33 @@ def retrieval_of_similarity(
     table = arrays.features(similarity, "The similarities")
     images, texts = table.shape
     fits = _fits(images, texts, image_of_text, satisfies)
-    return _both(lambda s: table[s], lambda s: table.T[s], fits, (images, texts), 0.0, ks)
+    found = _both(lambda s: table[s], lambda s: table.T[s], fits, (images, texts), 0.0)
+    return _summaries(found, ks)
 
 
-def summary(ranks: np.ndarray, prefix: str, ks: tuple[int, ...] = KS) -> dict[str, float]:
+def summary(of_queries: np.ndarray, prefix: str, ks: tuple[int, ...] = KS) -> dict[str, float]:
     """Recall at each of ks and the median of ranks [Q] that begin at 1."""
-    result = {f"{prefix}_recall{k}": float(np.mean(ranks <= k)) for k in ks}
-    return result | {f"{prefix}_median_rank": float(np.median(ranks))}
+    result = {f"{prefix}_recall{k}": float(np.mean(of_queries <= k)) for k in ks}
+    return result | {f"{prefix}_median_rank": float(np.median(of_queries))}
+
+
+def _summaries(both: dict[str, np.ndarray], ks: tuple[int, ...]) -> dict[str, float]:
+    return summary(both["i2t"], "i2t", ks) | summary(both["t2i"], "t2i", ks)
 
 
 def _both(
-    by_image: Similar, by_text: Similar, fits: Satisfies, shape: tuple[int, int], slack: float,
-    ks: tuple[int, ...],
-) -> dict[str, float]:  # fmt: skip
+    by_image: Similar, by_text: Similar, fits: Satisfies, shape: tuple[int, int], slack: float
+) -> dict[str, np.ndarray]:
     i2t = _ranks(by_image, fits, *shape, slack, "Image")
     t2i = _ranks(by_text, lambda t, i: fits(i, t).T, *shape[::-1], slack, "Text")
-    return summary(i2t, "i2t", ks) | summary(t2i, "t2i", ks)
+    return {"i2t": i2t, "t2i": t2i}
 
 
 def _ranks(
     similar: Similar, fits: Satisfies, queries: int, candidates: int, slack: float, what: str
 ) -> np.ndarray:
     """The rank of each query, int [queries], in slices."""
-    ranks = np.empty(queries, np.int64)
+    found = np.empty(queries, np.int64)
     everything = np.arange(candidates)
     for rows in arrays.slices(queries, candidates):
         s = similar(rows)
@@ -95,8 +108,8 @@ def _ranks(
             row = rows.start + int(np.argmax(lost))
             raise InputError(f"{what} {row} has no right answer among the {candidates} candidates.")
         best = np.where(right, s, -np.inf).max(axis=1, keepdims=True)
-        ranks[rows] = 1 + (~right & (s >= best - slack)).sum(axis=1)
-    return ranks
+        found[rows] = 1 + (~right & (s >= best - slack)).sum(axis=1)
+    return found
 
 
 def _fits(

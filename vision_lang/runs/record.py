@@ -33,7 +33,7 @@ class Record:
       results: "<split>/<metric>" -> number; {} before its end.
       final: of final.json, step and digests; {} before its end.
       metrics: the lines of metrics.jsonl, steps ascending.
-      examples: "<split>/<metric>" -> one number for each example of the split, in its order.
+      examples: "<split>/<metric>" -> {place in the split: number}, the mean of which is the result.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Record:
     results: dict[str, float]
     final: dict[str, Any]
     metrics: list[dict[str, Any]]
-    examples: dict[str, list[float]]
+    examples: dict[str, dict[str, float]]
 
     @property
     def finished(self) -> bool:
@@ -53,8 +53,8 @@ class Record:
     def seconds(self) -> float | None:
         """How long its loops took, all starts together; None where a start has not told, as one
         that was killed cannot."""
-        told = [start.get("seconds") for start in self.starts]
-        return None if None in told or not told else sum(told)
+        told = [start["seconds"] for start in self.starts if "seconds" in start]
+        return sum(told) if told and len(told) == len(self.starts) else None
 
 
 def read(path: str) -> Record:
@@ -64,7 +64,7 @@ def read(path: str) -> Record:
       InputError: there is neither; the file is no record.
     """
     place = epath.Path(path)
-    if not place.suffix == ".json" or place.is_dir():
+    if place.suffix != ".json" or place.is_dir():
         return of_run(folder.open(path))
     try:
         tree = json.loads(place.read_text())

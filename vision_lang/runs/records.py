@@ -1,4 +1,5 @@
-"""The two files that say how a run ended: final.json (digests) and results.json (numbers)."""
+"""The files that say how a run ended: final.json (digests), results.json (numbers) and, of some of
+the numbers, what each example contributed: examples.json."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
+from etils import epath
 
 from vision_lang.runs import files, manifest, trees
 from vision_lang.runs import folder as folder_lib
@@ -45,13 +47,18 @@ def write_final(
 
 
 def write_results(
-    run: folder_lib.RunFolder, results: Mapping[str, SupportsFloat], keep_other_splits: bool = False
+    run: folder_lib.RunFolder,
+    results: Mapping[str, SupportsFloat],
+    examples: Mapping[str, Mapping[int, float]] | None = None,
+    keep_other_splits: bool = False,
 ) -> dict[str, Any]:
-    """Writes and returns results.json, a flat object `<split>/<metric>: number`.
+    """Writes and returns results.json, a flat object `<split>/<metric>: number`, and writes
+    examples.json, where there are any.
 
     Args:
       run: the run folder.
       results: the numbers; NaN and infinities become strings.
+      examples: of some of them, what each example contributed, by its place in the split.
       keep_other_splits: keep what the file holds on splits that `results` does not name (for an
         evaluation of one split); else the file is written anew.
 
@@ -63,8 +70,13 @@ def write_results(
         if not split or not metric:
             raise ValueError(f"Result '{name}' is not named <split>/<metric>.")
     splits = {name.partition("/")[0] for name in results}
-    old = json.loads(run.results.read_text()) if keep_other_splits and run.results.exists() else {}
-    kept = {name: value for name, value in old.items() if name.partition("/")[0] not in splits}
-    merged = {**kept, **{n: manifest.finite_or_text(v) for n, v in results.items()}}
-    files.write_json(run.results, merged)
-    return merged
+
+    def merge(path: epath.Path, new: dict[str, Any]) -> dict[str, Any]:
+        old = json.loads(path.read_text()) if keep_other_splits and path.exists() else {}
+        kept = {name: value for name, value in old.items() if name.partition("/")[0] not in splits}
+        if merged := kept | new:
+            files.write_json(path, merged)
+        return merged
+
+    merge(run.examples, dict(examples or {}))
+    return merge(run.results, {n: manifest.finite_or_text(v) for n, v in results.items()})

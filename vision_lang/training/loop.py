@@ -102,7 +102,7 @@ def train(
             flying = InFlight(job.parallel.devices, config.max_bad_steps, saved, names, notes)
             spikes = Spikes(config.log_every, notes)
             numbers: dict[str, float] = {}  # for the progress bar
-            results: dict[str, float] = {}
+            results = Result({})
 
             # The loop. ----------------------------------------------------------------------------
             for step in range(start + 1, config.steps + 1):
@@ -126,7 +126,7 @@ def train(
                 progress.update(step, {name: numbers[name] for name in SHOWN if name in numbers})
 
                 last = step == config.steps
-                measured: dict[str, float] = {}  # at this step: what `keep_best` chooses by
+                measured = Result({})  # at this step: what `keep_best` chooses by
                 # Where the best is to be kept, what is measured is saved, the last step as well.
                 if is_due(step, config.eval_every) and not last or last and config.keep_best:
                     flying.drain()
@@ -136,13 +136,13 @@ def train(
                     measured = evaluate(evaluators, state, writer, step, final=last)
                     progress.resume()
                     clock.resume()
-                best = bool(config.keep_best and measured)
+                best = bool(config.keep_best and measured.numbers)
                 stopped = signals.at(step)
                 if is_due(step, config.save_every) or best or last or stopped:
                     flying.drain()
                     watch.enter("save", step)
                     writer.flush()
-                    saved.save(step, state, measured, flying.notes() | spikes.notes())
+                    saved.save(step, state, measured.numbers, flying.notes() | spikes.notes())
                 if last:
                     results = measured
                 if stopped and not last:
@@ -155,16 +155,17 @@ def train(
             saved.wait()
             signals.end_at_once(config.steps)
             watch.enter("evaluation", config.steps)
-            results = results or evaluate(evaluators, state, writer, config.steps, final=True)
+            if not results.numbers:
+                results = evaluate(evaluators, state, writer, config.steps, final=True)
             writer.finished()
     record_end(run, time.perf_counter() - began)
     parts = {"params": state.params, "opt_state": state.opt_state, "mutable": state.mutable}
     parts |= {f"ema/{name}": ema for name, ema in state.ema.items()}
     parts = job.parallel.host(parts)
     if processes.first():
-        records.write_results(run, results)
+        records.write_results(run, results.numbers, results.examples)
         records.write_final(run, config.steps, parts)
-    return results
+    return results.numbers
 
 
 def is_due(step: int, every: int) -> bool:
@@ -180,22 +181,22 @@ def averages(state: TrainState) -> dict[str, float]:
 
 def evaluate(
     evaluators: dict[str, Evaluator], state: TrainState, writer: Any, step: int, final: bool
-) -> dict[str, float]:
+) -> Result:
     """Runs the evaluators on the raw weights and every average, and logs what they find."""
     weights = {"raw": state.variables()} | {n: state.variables(n) for n in state.ema}
-    total = Result({}, {})
+    total = Result({})
     for name, evaluator in evaluators.items():
         began = time.perf_counter()
         result = evaluator(weights, final)
         logging.info("%s at step %d: %.1f s", name, step, time.perf_counter() - began)
         for what, note in result.notes.items():
             logging.info("%s: %s", what, note)
-        total = Result(total.numbers | result.numbers, total.pictures | result.pictures)
+        total |= result
     writer.scalars(step, total.numbers)
     for name, picture in total.pictures.items():
         path = writer.image(step, name, picture)
         logging.info("Wrote %s", path)
-    return total.numbers
+    return total
 
 
 def record_start(run: RunFolder, record: dict[str, Any], start: int) -> None:

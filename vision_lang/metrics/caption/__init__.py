@@ -12,9 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from vision_lang.metrics.caption import bleu, cider, ptb, rouge
 
-__all__ = ["bleu", "cider", "ptb", "rouge", "score"]
+__all__ = ["bleu", "cider", "ptb", "rouge", "score", "score_each"]
 
 
 def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
@@ -32,12 +34,21 @@ def score(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> dic
     Raises:
       InputError: no images, not as many candidates as images, or an image without a reference.
     """
+    return score_each(candidates, references)[0]
+
+
+def score_each(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `score` returns, and the images' own scores [N] whose means ROUGE_L and CIDEr are."""
     words = [ptb.tokenize(caption) for caption in candidates]
     reference_words = [[ptb.tokenize(caption) for caption in own] for own in references]
     record: dict[str, Any] = {
         f"Bleu_{n}": float(value)
         for n, value in enumerate(bleu.score(words, reference_words).corpus, 1)
     }
-    record["ROUGE_L"] = float(rouge.score(words, reference_words).corpus)
-    record["CIDEr"] = float(cider.score(words, reference_words).corpus)
-    return record | {"images": len(words), "tokenizer": ptb.NAME}
+    each = {}
+    for name, metric in (("ROUGE_L", rouge), ("CIDEr", cider)):
+        scores = metric.score(words, reference_words)
+        record[name], each[name] = float(scores.corpus), scores.images
+    return record | {"images": len(words), "tokenizer": ptb.NAME}, each
