@@ -9,11 +9,18 @@ A config file is a plain function, called as `configs/x.py:key=value,flag=true`:
         config = common.base(arg.data)
         config.steps = 20 if arg.tiny else 3_000
         return config
+
+It may also name the runs of a study, for vision_lang.sweep:
+
+    def sweep():
+        return common.product(common.each("optimizer.learning_rate", (1e-3, 2e-3)), common.seeds(3))
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -108,6 +115,23 @@ def shrink(config: ConfigDict) -> None:
     config.optimizer.warmup = 5
     if config.data.name == "shapes":
         config.data.name = "shapes/tiny"
+
+
+def each(field: str, values: Iterable[Any]) -> list[dict[str, Any]]:
+    """For a config's `sweep()`: a run for each value of one field."""
+    return [{field: value} for value in values]
+
+
+def seeds(count: int) -> list[dict[str, Any]]:
+    """For a config's `sweep()`: a run for each of so many seeds."""
+    return each("seed", range(count))
+
+
+def product(*factors: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For a config's `sweep()`: every run of one factor with every run of the others; the last one
+    varies first. Fields that go together stand in one dict of a factor."""
+    combinations = itertools.product(*factors)
+    return [{name: v for part in parts for name, v in part.items()} for parts in combinations]
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> ConfigDict:

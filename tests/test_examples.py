@@ -36,6 +36,7 @@ def test_a_record_is_its_run(recogniser, tmp_path):
     record.write(told, tmp_path / "r.json")
     again = record.read(str(tmp_path / "r.json"))
     assert str(recogniser.parent) not in (tmp_path / "r.json").read_text()
-    assert {**vars(again), "config": 0, "starts": 0} == {**vars(told), "config": 0, "starts": 0}
+    other = {"config": 0, "starts": 0, "place": 0}
+    assert vars(again) | other == vars(told) | other
     assert again.config.to_json() == told.config.to_json()
-    assert again.seconds == told.seconds > 0 and again.finished
+    assert again.finished and again.seconds == told.seconds != 0

@@ -142,12 +142,41 @@ def load(spec: str) -> ConfigDict:
             raise InputError(f"A stored config takes no argument: --config={filename} alone.")
         with open(filename, encoding="utf-8") as f:
             return of_run(f.read())
+    return _module(filename).get_config(argument).lock()
+
+
+def sweep(filename: str) -> list[dict[str, Any]]:
+    """Returns what the `sweep()` of a config file yields: {field: value} for each run, and under
+    "arg" what is added to the config's argument.
+
+    Raises:
+      InputError: the file does not exist, is no Python file, or has no sweep; a run is no dict, or
+        stands there twice.
+    """
+    if not os.path.isfile(filename):
+        raise InputError(f"Config file '{filename}' does not exist.")
+    function = getattr(_module(filename), "sweep", None)
+    if function is None:
+        raise InputError(f"Config file '{filename}' has no function sweep(), which names the runs.")
+    runs = list(function())
+    for number, run in enumerate(runs):
+        if not isinstance(run, dict):
+            raise InputError(f"sweep() of '{filename}': {{field: value}} is wanted, not {run!r}.")
+        if run in runs[:number]:
+            raise InputError(f"sweep() of '{filename}' has a run twice: {run}.")
+    if not runs:
+        raise InputError(f"sweep() of '{filename}' names no run.")
+    return runs
+
+
+def _module(filename: str) -> Any:
+    """The module in a Python file."""
     module_spec = importlib.util.spec_from_file_location("loaded_config", filename)
     if module_spec is None or module_spec.loader is None:
         raise InputError(f"Config file '{filename}' is no Python file.")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-    return module.get_config(argument).lock()
+    return module
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import files, folder
+from vision_lang.runs import files, folder, manifest, writer
 
 FORMAT = "vision_lang record 1"
 
@@ -34,6 +35,7 @@ class Record:
       final: of final.json, step and digests; {} before its end.
       metrics: the lines of metrics.jsonl, steps ascending.
       examples: "<split>/<metric>" -> {place in the split: number}, the mean of which is the result.
+      place: where it was read from; of this machine alone, and in no file.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Record:
     final: dict[str, Any]
     metrics: list[dict[str, Any]]
     examples: dict[str, dict[str, float]]
+    place: str = ""
 
     @property
     def finished(self) -> bool:
@@ -55,6 +58,9 @@ class Record:
         that was killed cannot."""
         told = [start["seconds"] for start in self.starts if "seconds" in start]
         return sum(told) if told and len(told) == len(self.starts) else None
+
+
+STORED = {field.name for field in dataclasses.fields(Record)} - {"place"}
 
 
 def read(path: str) -> Record:
@@ -74,24 +80,26 @@ def read(path: str) -> Record:
         raise InputError(
             f"'{path}' is no record of a run, as vision_lang.archive --out=FILE.json writes one."
         )
-    wanted = {field.name for field in dataclasses.fields(Record)}
-    if tree.keys() != wanted:
-        raise InputError(f"The record '{path}' lacks {', '.join(sorted(wanted - tree.keys()))}.")
-    return Record(**tree | {"config": config_lib.of_run(json.dumps(tree["config"]))})
+    if tree.keys() != STORED:
+        raise InputError(f"The record '{path}' lacks {', '.join(sorted(STORED - tree.keys()))}.")
+    tree["metrics"] = [_floats(line) | {"step": line["step"]} for line in tree["metrics"]]
+    tree["results"] = _floats(tree["results"])
+    config = config_lib.of_run(json.dumps(tree["config"]))
+    return Record(**tree | {"config": config, "place": str(path)})
 
 
 def of_run(run: folder.RunFolder) -> Record:
     """Returns what the files of a run's folder say."""
-    lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
     return Record(
         name=run.root.name,
         config=run.read_config(),
         starts=_json(run.provenance).get("starts", []),
         data=_json(run.data),
-        results=_json(run.results),
+        results=_floats(_json(run.results)),
         final=_json(run.final),
-        metrics=[json.loads(line) for line in lines],
+        metrics=writer.read_metrics(run.metrics),
         examples=_json(run.examples),
+        place=str(run.root),
     )
 
 
@@ -102,10 +110,10 @@ def write(record: Record, path: epath.Path) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    tree = {"format": FORMAT} | {
-        field.name: getattr(record, field.name) for field in dataclasses.fields(Record)
-    }
+    tree = {"format": FORMAT} | {name: getattr(record, name) for name in STORED}
     tree["config"] = record.config.to_dict()
+    tree["results"] = _texts(record.results)
+    tree["metrics"] = [_texts(line) | {"step": line["step"]} for line in record.metrics]
     starts = [start | {"command": _portable(start["command"])} for start in record.starts]
     files.write_text(path, json.dumps(tree | {"starts": starts}, sort_keys=True) + "\n")
 
@@ -118,6 +126,15 @@ def _portable(command: list[str]) -> list[str]:
         return f"{flag}{equals}{PurePath(value).name}" if value.startswith("/") else text
 
     return [name(text) for text in command]
+
+
+def _floats(numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Of "NaN" and the like, what they mean."""
+    return {name: float(value) for name, value in numbers.items()}
+
+
+def _texts(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: manifest.finite_or_text(value) for name, value in numbers.items()}
 
 
 def _json(path: epath.Path) -> Any:
