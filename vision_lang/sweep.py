@@ -151,10 +151,9 @@ def _resolved(spec: str, arguments: Sequence[str]) -> ConfigDict:
 
     values, argv = flags.FlagValues(), ["sweep", *arguments]
     defaults = config_lib.load(spec)
-    config_flags.DEFINE_config_dict(
-        "config", config_lib.load(spec), flag_values=values, sys_argv=argv
-    )
+    given = config_lib.load(spec)
     try:
+        config_flags.DEFINE_config_dict("config", given, flag_values=values, sys_argv=argv)
         values(argv)
     except Exception as error:
         raise config_lib.parse_flags_error(error, [f"--config={spec}", *argv]) from error
