@@ -51,6 +51,7 @@ def base(data: str = "shapes") -> ConfigDict:
     config.parallel = "pmap"
     config.cpu_devices = 2  # that a CPU counts as; at most what divides the batch
     config.max_bad_steps = 0  # NaN or Inf updates in a row that are skipped before stopping
+    config.profile = (0, 0)  # the first and the last step that are traced; (0, 0): none
     config.stuck_after = 600.0  # s that data, a step, a save, ... may take unsaid; 0: any time
 
     # Low-rank updates of the kernels that match, which are frozen (vision_lang/training/lora.py);

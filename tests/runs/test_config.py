@@ -93,11 +93,13 @@ def test_the_hash_of_a_run_is_of_what_it_keeps():
 
 def test_a_run_that_lacks_a_field_that_came_later_goes_on_with_it(tmp_path):
     config = common.base()
-    del config["stuck_after"]
+    for field in config_lib.ADDED:
+        del config[field]
     config.steps = 7
     (tmp_path / "config.json").write_text(config_lib.to_json(config))
     later = config_lib.load(str(tmp_path / "config.json"))
-    assert config_lib.differences(config, later) == {"stuck_after": (config_lib.MISSING, 600.0)}
+    came = {field: (config_lib.MISSING, value) for field, value in config_lib.ADDED.items()}
+    assert config_lib.differences(config, later) == came
     assert later.is_locked and common.base().stuck_after == later.stuck_after
     config.stuck_after = 5.0
     assert config_lib.of_run(config_lib.to_json(config)).stuck_after == 5.0

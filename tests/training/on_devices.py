@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from vision_lang.models import layers
 from vision_lang.models.sketch import Sketch, SketchSpec
@@ -226,6 +227,8 @@ def main(steps: int, task: str) -> None:
 
 def of_processes(steps: int, task: str, where: str, count: int, index: int) -> None:
     jax.distributed.initialize(where, count, index, heartbeat_timeout_seconds=60)
+    # They meet now. Where they first met in a step, one that compiles 30 s longer would be missed.
+    multihost_utils.sync_global_devices("begin")
     ways = {kind: parallel.make(kind) for kind in ("pmap", "jit", "fsdp")}
     found = {
         "losses_of": {kind: train(way, steps, task, kind=kind)[1] for kind, way in ways.items()}

@@ -21,6 +21,7 @@ from tests import commands
 from tests.data.conftest import encode, plain, write_folder
 from tests.test_main import metrics, steps
 from tests.training import going_wrong
+from tests.training.test_profile import traced
 from vision_lang import main
 from vision_lang.data import pipeline, sources
 from vision_lang.runs import config as config_lib
@@ -112,7 +113,8 @@ def test_a_run_stops_and_says_where(train, tmp_path):
     assert f"The batch: {', '.join(batch[:5])} and 3 more, all of them in the log" in sentence
     assert steps(tmp_path / "run") == [6] and len(batch) == 8
 
-    assert train("run", "max_bad_steps=2", new=False).code == 0
+    assert train("run", "max_bad_steps=2", "profile=(10,11)", new=False).code == 0
+    assert traced(tmp_path / "run") == [10, 11]
     assert skipped(tmp_path / "run") == [0, 0, 2, 2]
     notes = manifest.read(epath.Path("run/checkpoints/12"))["notes"]
     losses = [m["loss"] for m in metrics(tmp_path / "run") if "loss" in m]

@@ -36,6 +36,7 @@ NEITHER = ("n", "top1_n", "choices", "length", "majority", "latent_*")
 SAME_ROW = (
     "seed", "data.dir", "data.path", "workers", "keep", "keep_period", "log_every", "eval_every",
     "save_every", "require_accelerator", "stuck_after", "cpu_devices", "max_bad_steps",
+    "profile",
 )  # fmt: skip
 FIGURES = 4  # digits of a value that stands alone
 

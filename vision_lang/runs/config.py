@@ -27,11 +27,12 @@ from vision_lang.errors import InputError, suggestion
 # (A field that joins or leaves changes `lasting_hash`, and so what older checkpoints are held to.)
 CHANGEABLE = (
     "steps", "log_every", "eval_every", "save_every", "keep", "keep_period", "keep_best", "workers",
-    "require_accelerator", "cpu_devices", "max_bad_steps", "stuck_after", "data.path", "data.dir",
+    "require_accelerator", "cpu_devices", "max_bad_steps", "stuck_after", "profile", "data.path",
+    "data.dir",
 )  # fmt: skip
 
 # Fields that stored configs may lack, as they have come since, and what such a run goes on with.
-ADDED = {"stuck_after": 600.0}
+ADDED = {"stuck_after": 600.0, "profile": (0, 0)}
 
 MISSING = "(missing)"  # stands in `differences` for a field that one side does not have
 
@@ -56,7 +57,7 @@ RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
      "decoding.beams evaluators.*.batch_size evaluators.*.device_batch evaluators.*.columns"),
     ("3 or more, for begin, end and a word between them,", lambda x: x >= 3, "data.text_length"),
     ("0 or more", lambda x: x >= 0,
-     "eval_every save_every keep_period workers max_bad_steps stuck_after kl_weight "
+     "eval_every save_every keep_period workers max_bad_steps stuck_after profile kl_weight "
      "perceptual_weight optimizer.learning_rate "
      "optimizer.warmup optimizer.clip_norm optimizer.groups.*.weight_decay "
      "optimizer.groups.*.learning_rate_scale model.unet.depth model.text.layers "

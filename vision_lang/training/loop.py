@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -25,6 +26,7 @@ from vision_lang.runs.folder import RunFolder
 from vision_lang.runs.writer import Writer
 from vision_lang.training import devices, setup
 from vision_lang.training.inflight import InFlight
+from vision_lang.training.profile import Profile
 from vision_lang.training.signals import Signals, Stopped
 from vision_lang.training.spikes import Spikes
 from vision_lang.training.state import TrainState
@@ -96,10 +98,12 @@ def train(
             Progress(config.steps, start) if processes.first() else Silent() as progress,
             pipeline.prefetch(batches, job.parallel.place) as feed,
             Signals() as signals,
+            contextlib.ExitStack() as stack,
         ):
             writer.config(config, defaults)
             clock = Clock(config.batch_size, feed, start)
             flying = InFlight(job.parallel.devices, config.max_bad_steps, saved, names, notes)
+            profile = stack.enter_context(Profile(run, config.profile, flying.drain))
             spikes = Spikes(config.log_every, notes)
             numbers: dict[str, float] = {}  # for the progress bar
             results = Result({})
@@ -109,9 +113,11 @@ def train(
                 watch.enter("data", step)
                 batch = next(feed)
                 watch.enter("step" if step > start + 1 else "compilation", step)
-                state, bad = job.step(state, batch)
+                with profile.step(step):
+                    state, bad = job.step(state, batch)
                 del batch  # or its memory would wait for the next one
                 flying.add(step, bad)
+                profile.after(step)
                 saved.check()
 
                 if step % config.log_every == 0 or step == config.steps:
