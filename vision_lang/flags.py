@@ -93,8 +93,7 @@ def run(
     # JAX tells of every kind of device that it looked for and did not find.
     standard_logging.getLogger("jax._src.xla_bridge").setLevel(standard_logging.WARNING)
     try:
-        define()
-        left = _parse(argv)
+        left = _parse(argv, define)
         if len(left) > 1 and not names:
             raise InputError(f"Unknown argument '{left[1]}'; every flag begins with --.")
         if "run" in FLAGS and not FLAGS.run:
@@ -149,11 +148,12 @@ def report_bad(bad: Mapping[str, str], total: int, what: str) -> None:
         sys.exit(1)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    app.define_help_flags()
+def _parse(argv: list[str], define: Callable[[], None]) -> list[str]:
     try:
+        define()  # a config's flags are looked at as soon as they are defined
+        app.define_help_flags()
         return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else FLAGS(argv)
-    except SystemExit:
+    except (SystemExit, InputError):
         raise
     except Exception as error:
         from vision_lang.runs import config as config_lib

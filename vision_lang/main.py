@@ -117,11 +117,9 @@ def _run() -> None:
     defaults = config_lib.load(file) if file else _stored(FLAGS.workdir)
     config_lib.check_types(config, defaults)
     config_lib.check_ranges(config)
-    if config.deterministic:
-        _set_deterministic()
     from vision_lang.training import devices
 
-    devices.set_up(_cpu_devices(config))
+    devices.set_up(_cpu_devices(config), config.deterministic)
     with commands.together():
         run, is_new = _open_together(config)
         try:
@@ -212,13 +210,6 @@ def _cpu_devices(config: ConfigDict) -> int:
     """As many as are wanted and can share this process's part of a batch evenly."""
     rows = config.batch_size // config.accumulate // (FLAGS.num_processes or 1)
     return math.gcd(config.cpu_devices, rows)
-
-
-def _set_deterministic() -> None:
-    """XLA reads its flags when JAX starts, so they must be in the environment before."""
-    wanted = "--xla_gpu_deterministic_ops=true"
-    if wanted not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
 
 
 def _report(run, config: ConfigDict, results: dict[str, float]) -> None:

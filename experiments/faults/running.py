@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from vision_lang.runs import manifest, provenance, writer
+from vision_lang.runs.comparison import WALL_CLOCK
 
 ROOT = Path(__file__).resolve().parents[2]
-WALL_CLOCK = {"images/s", "data_wait"}  # of metrics.jsonl: what the clock decides
 SECONDS = 900.0  # after which whatever is waited for will not come
 
 

@@ -10,7 +10,6 @@ import jax
 import pytest
 
 from configs import diffusion
-from vision_lang import main
 from vision_lang.errors import InputError
 from vision_lang.training import devices
 from vision_lang.training.signals import Signals, Stopped
@@ -44,6 +43,6 @@ def test_processes_with_unequal_devices_are_refused(monkeypatch):
 
 def test_deterministic_is_told_to_xla_once_before_it_starts(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    main._set_deterministic()
-    main._set_deterministic()
+    devices._set_deterministic()
+    devices._set_deterministic()
     assert os.environ["XLA_FLAGS"] == "--xla_dump_to=x --xla_gpu_deterministic_ops=true"

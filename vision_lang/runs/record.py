@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
 from pathlib import PurePath
 from typing import Any
 
@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from vision_lang.errors import InputError
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import files, folder, manifest, writer
+from vision_lang.runs import files, folder, writer
 
 FORMAT = "vision_lang record 1"
+# The folders of an absolute path in an argument: of --config=/home/me/x.py:tiny=true all but x.py.
+_FOLDERS = re.compile(r"(?<![^='\"])(?:file://)?/(?!/)(?:[^/=:'\"]+/)*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +76,25 @@ def read(path: str) -> Record:
         return of_run(folder.open(path))
     try:
         tree = json.loads(place.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"The record '{path}' cannot be read: {error}.") from error
     if not isinstance(tree, dict) or tree.pop("format", None) != FORMAT:
         raise InputError(
             f"'{path}' is no record of a run, as vision_lang.archive --out=FILE.json writes one."
         )
     if tree.keys() != STORED:
-        raise InputError(f"The record '{path}' lacks {', '.join(sorted(STORED - tree.keys()))}.")
-    tree["metrics"] = [_floats(line) | {"step": line["step"]} for line in tree["metrics"]]
-    tree["results"] = _floats(tree["results"])
+        wrong = sorted(STORED ^ tree.keys())
+        raise InputError(f"The record '{path}' lacks, or has besides, {', '.join(wrong)}.")
+    kinds = {"name": str, "starts": list, "metrics": list}
+    wrong = [name for name in sorted(STORED) if not isinstance(tree[name], kinds.get(name, dict))]
+    if not all(isinstance(start, dict) for start in tree["starts"]):
+        wrong.append("starts")
+    if not all(
+        isinstance(line, dict) and isinstance(line.get("step"), int) for line in tree["metrics"]
+    ):
+        wrong.append("metrics")
+    if wrong:
+        raise InputError(f"The record '{path}' is damaged: {wrong[0]} is not what it should be.")
     config = config_lib.of_run(json.dumps(tree["config"]))
     return Record(**tree | {"config": config, "place": str(path)})
 
@@ -91,50 +102,56 @@ def read(path: str) -> Record:
 def of_run(run: folder.RunFolder) -> Record:
     """Returns what the files of a run's folder say."""
     return Record(
-        name=run.root.name,
+        name=files.absolute(run.root).name,
         config=run.read_config(),
         starts=_json(run.provenance).get("starts", []),
         data=_json(run.data),
-        results=_floats(_json(run.results)),
+        results=_json(run.results),
         final=_json(run.final),
-        metrics=writer.read_metrics(run.metrics),
+        metrics=[json.loads(line) for line in writer.kept_lines(run.metrics, None)],
         examples=_json(run.examples),
         place=str(run.root),
     )
 
 
 def write(record: Record, path: epath.Path) -> None:
-    """Writes a record that `read` reads. The command lines name programs and run folders without
-    the place where they lay: that is the affair of one machine.
+    """Writes what is `portable` of a record, so that `read` reads it.
 
     Raises:
       InputError: the file cannot be written.
     """
+    record = portable(record)
     tree = {"format": FORMAT} | {name: getattr(record, name) for name in STORED}
     tree["config"] = record.config.to_dict()
-    tree["results"] = _texts(record.results)
-    tree["metrics"] = [_texts(line) | {"step": line["step"]} for line in record.metrics]
-    starts = [start | {"command": _portable(start["command"])} for start in record.starts]
-    files.write_text(path, json.dumps(tree | {"starts": starts}, sort_keys=True) + "\n")
+    files.write_text(path, json.dumps(tree, sort_keys=True) + "\n")
 
 
-def _portable(command: list[str]) -> list[str]:
-    """A command line with the names of absolute paths alone."""
+def portable(record: Record) -> Record:
+    """Returns the record with the names alone of what its config, commands and environment name by
+    an absolute path: where it lay is the affair of one machine."""
 
-    def name(text: str) -> str:
-        flag, equals, value = text.rpartition("=")
-        return f"{flag}{equals}{PurePath(value).name}" if value.startswith("/") else text
+    def start(entry: dict[str, Any]) -> dict[str, Any]:
+        command = [without_folders(argument) for argument in entry.get("command", [])]
+        environment = {n: without_folders(v) for n, v in entry.get("environment", {}).items()}
+        return entry | {"command": command, "environment": environment}
 
-    return [name(text) for text in command]
-
-
-def _floats(numbers: Mapping[str, Any]) -> dict[str, float]:
-    """Of "NaN" and the like, what they mean."""
-    return {name: float(value) for name, value in numbers.items()}
+    config = ConfigDict(_named(record.config.to_dict())).lock()
+    return dataclasses.replace(record, config=config, starts=[start(e) for e in record.starts])
 
 
-def _texts(numbers: Mapping[str, float]) -> dict[str, float | str]:
-    return {name: manifest.finite_or_text(value) for name, value in numbers.items()}
+def without_folders(text: str) -> str:
+    """An argument, or several, without the folders of absolute paths."""
+    return _FOLDERS.sub("", text)
+
+
+def _named(value: Any) -> Any:
+    """A config's values with the names of absolute paths. Only of whole ones: a pattern of
+    parameters, which may have a slash anywhere else, begins with none."""
+    if isinstance(value, dict):
+        return {name: _named(entry) for name, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_named, value))
+    return PurePath(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _json(path: epath.Path) -> Any:

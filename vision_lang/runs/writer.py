@@ -6,21 +6,18 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from vision_lang.errors import InputError, printable
+from vision_lang.errors import InputError
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import events, files, manifest
+from vision_lang.runs import events, files, manifest, markdown
 from vision_lang.runs import folder as folder_lib
 
-# What means something to Markdown or HTML, as HTML's names for the plain characters. A config may
-# hold what others wrote: a path, a prompt.
-_PLAIN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|*_`[]\\"})
 _REMOTE_FLUSH = 30.0  # seconds between two uploads where a file cannot be appended to
 
 
@@ -41,7 +38,7 @@ class Writer:
 
     def __init__(self, run: folder_lib.RunFolder, start_step: int = 0) -> None:
         self._run, self._start = run, start_step
-        lines = _kept_lines(run.metrics, start_step)
+        lines = kept_lines(run.metrics, start_step)
         with self._sentence():
             if run.metrics.exists():
                 files.write_text(run.metrics, "".join(lines))
@@ -111,11 +108,12 @@ class Writer:
         if self._events.has_hparams:
             return
         flat = config_lib.flatten(config)
-        self.text(0, "config", _table(("field", "value"), [(p, repr(v)) for p, v in flat.items()]))
+        values = [(path, repr(value)) for path, value in flat.items()]
+        self.text(0, "config", markdown.table(("field", "value"), values))
         if defaults is not None:
             changed = config_lib.differences(defaults, config)
             rows = [(p, str(old), str(new)) for p, (old, new) in changed.items()]
-            table = _table(("field", "default", "this run"), rows)
+            table = markdown.table(("field", "default", "this run"), rows)
             self.text(0, "config/difference", table if rows else "no difference")
         with self._sentence():
             self._events.hparams_start(flat)
@@ -151,7 +149,7 @@ class Writer:
 
 def read_metrics(path: Any) -> list[dict[str, float]]:
     """Returns the records of a metrics.jsonl, steps ascending; a torn last line is left out."""
-    lines = _kept_lines(epath.Path(path), None)
+    lines = kept_lines(epath.Path(path), None)
     records = [json.loads(line) for line in lines]
     return [{n: v if n == "step" else float(v) for n, v in r.items()} for r in records]
 
@@ -195,7 +193,7 @@ class _Lines:
             self._file.close()
 
 
-def _kept_lines(path: epath.Path, last_step: int | None) -> list[str]:
+def kept_lines(path: epath.Path, last_step: int | None) -> list[str]:
     """Returns the whole lines up to `last_step` (None: all), without what a kill has torn."""
     if not path.exists():
         return []
@@ -208,10 +206,3 @@ def _kept_lines(path: epath.Path, last_step: int | None) -> list[str]:
         if line.endswith("\n") and (last_step is None or step <= last_step):
             kept.append(line)
     return kept
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Returns a Markdown table in which each cell shows as the text that it is."""
-    texts = [[printable(str(cell)).translate(_PLAIN) or " " for cell in row] for row in rows]
-    cells = [head, ("---",) * len(head), *texts]
-    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

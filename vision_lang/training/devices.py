@@ -15,14 +15,17 @@ from vision_lang.errors import InputError
 CACHE = "~/.cache/vision_lang/jax"  # compiled programs; JAX_COMPILATION_CACHE_DIR overrides it
 
 
-def set_up(cpu_devices: int = 1) -> None:
+def set_up(cpu_devices: int = 1, deterministic: bool = False) -> None:
     """To be called before the first computation: compilation cache, the CPU backend.
 
     Args:
       cpu_devices: that the CPU counts as, where XLA_FLAGS does not say it. Each works on its own
         rows of a batch, which keeps the cores busier than one device whose operations are split
         among threads: operations of small networks are too short for that.
+      deterministic: kernels of a GPU that add in a fixed order.
     """
+    if deterministic:
+        _set_deterministic()
     if "device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             jax.config.update("jax_num_cpu_devices", cpu_devices)
@@ -34,6 +37,13 @@ def set_up(cpu_devices: int = 1) -> None:
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     if sys.platform == "linux":
         _keep_freed_memory()
+
+
+def _set_deterministic() -> None:
+    """XLA reads its flags when JAX starts, so they must be in the environment before."""
+    wanted = "--xla_gpu_deterministic_ops=true"
+    if wanted not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {wanted}".strip()
 
 
 def _keep_freed_memory() -> None:

@@ -36,15 +36,20 @@ SHOWN = ("loss", "images/s")  # beside the progress bar
 
 
 def train(
-    config: ConfigDict, run: RunFolder, command: list[str], defaults: ConfigDict | None = None
+    config: ConfigDict,
+    run: RunFolder,
+    command: list[str],
+    defaults: ConfigDict | None = None,
+    until: int | None = None,
 ) -> dict[str, float]:
-    """Trains (or resumes) the run and returns its final results.
+    """Trains (or resumes) the run and returns its final results, {} before its last step.
 
     Args:
       config: of the run.
       run: its folder, which holds the config.
       command: the command line, for the record.
       defaults: what the logged config is compared with.
+      until: a step to end after, as at a signal: saved, to be resumed.
 
     Raises:
       InputError: something that the user can put right.
@@ -144,17 +149,20 @@ def train(
                     clock.resume()
                 best = bool(config.keep_best and measured.numbers)
                 stopped = signals.at(step)
-                if is_due(step, config.save_every) or best or last or stopped:
+                ends = step == until or bool(stopped)
+                if is_due(step, config.save_every) or best or last or ends:
                     flying.drain()
                     watch.enter("save", step)
                     writer.flush()
                     saved.save(step, state, measured.numbers, flying.notes() | spikes.notes())
                 if last:
                     results = measured
-                if stopped and not last:
+                if ends and not last:
                     saved.wait()
                     record_end(run, time.perf_counter() - began)
-                    raise Stopped(stopped, step)
+                    if stopped:
+                        raise Stopped(stopped, step)
+                    return {}
 
             # The end. -----------------------------------------------------------------------------
             watch.enter("save", config.steps)

@@ -247,6 +247,20 @@ def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
     if which == "ema" and not averages:
         raise InputError(f"'{spec}': that run keeps no average; use ':raw'.")
     average = averages[0] if averages and which != "raw" else ""
+    found, flat = read_weights(run, average, step)
+    return f"{path}@{found} ({average or 'raw'})", flat
+
+
+def read_weights(
+    run: folder_lib.RunFolder, average: str = "", step: int | None = None
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Returns (step, variables by path, 'params/unet/...'), with LoRA's updates merged.
+
+    Args:
+      run: a run that has a checkpoint.
+      average: the name of one, '' = the raw parameters.
+      step: a certain step; default the newest good one.
+    """
     name = f"ema/{average}/params" if average else "params"
     found, parts = checkpoint.restore_part(
         run.checkpoints, [name], step, optional=["frozen", "mutable"]
@@ -254,8 +268,7 @@ def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
     # Parameters are stored by their paths already, those that are trained apart from the others.
     flat = {f"params/{path}": leaf for path, leaf in _flat(parts[name]).items()}
     flat |= {f"params/{path}": leaf for path, leaf in _flat(parts["frozen"]).items()}
-    flat = lora.merge(flat, lora.scale(run.read_config())) | _flat(parts["mutable"])
-    return f"{path}@{found} ({average or 'raw'})", flat
+    return found, lora.merge(flat, lora.scale(run.read_config())) | _flat(parts["mutable"])
 
 
 def _path_and_weights(spec: str) -> tuple[str, str]:
