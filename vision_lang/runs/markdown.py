@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vision_lang.errors import printable
 
 # What means something to Markdown or HTML, as HTML's names for the plain characters.
-_PLAIN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|*_`[]\\"})
+_PLAIN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|*_`[]~$\\"})
 
 
 def plain(value: object) -> str:
