@@ -280,7 +280,7 @@ def _report(record: Record, run: Any, until: int, different: Mapping[str, Pair])
 def _sentences(found: Agreement) -> list[str]:
     """What came out, the verdict first."""
     digests = f" and {found.digests} digests" if found.digests else ""
-    lines = [f"{found.verdict}: {found.values} numbers of {found.lines} lines{digests} compared"]
+    lines = [f"{found.verdict}: {found.values} numbers of {found.lines} logged steps{digests}"]
     if found.unequal:
         lines.append(f"digests that differ  {', '.join(found.unequal)}")
     told = {"first": found.first, "first too far": found.beyond, "largest": found.largest}
