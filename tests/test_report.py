@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from vision_lang import report
-from vision_lang.runs import comparing, curves, record, tables
+from vision_lang.runs import curves, grouping, record, tables
 from vision_lang.runs.record import Record
 
 START: dict[str, Any] = {
@@ -51,14 +51,14 @@ def several(values, **fields):
 
 
 def made(runs, metrics=("test/top1",), fields=None):
-    fields = comparing.differing(runs) if fields is None else fields
-    return tables.make(comparing.group(runs, fields), fields, list(metrics))
+    fields = grouping.differing(runs) if fields is None else fields
+    return tables.make(grouping.group(runs, fields), fields, list(metrics))
 
 
 def against(runs):
     """The first of two rows against the second."""
     one, other = made(runs).groups
-    return comparing.against(one, other, "test/top1")
+    return grouping.against(one, other, "test/top1")
 
 
 @pytest.fixture
@@ -172,9 +172,9 @@ def test_names_mean_nothing_to_markdown_or_latex():
 
 def test_curves_are_means_over_runs():
     runs = [run(losses=[3, 2, 1]), run(losses=[5, 4], seed=1)]
-    steps, low, mean, high = curves.curve(comparing.Group(("x",), runs), "loss")
+    steps, low, mean, high = curves.curve(grouping.Group(("x",), runs), "loss")
     assert [list(v) for v in (steps, low, mean, high)] == [[1, 2], [3, 2], [4, 3], [5, 4]]
-    both = [comparing.Group(("x",), runs), comparing.Group(("y",), runs[:1])]
+    both = [grouping.Group(("x",), runs), grouping.Group(("y",), runs[:1])]
     drawn = curves.draw(both, ["x", "y"], ["lo*"])
     assert drawn == curves.draw(both, ["x", "y"], ["loss"])  # to the bit
     assert Image.open(io.BytesIO(drawn["curves.png"])).size[0] > 200
@@ -208,7 +208,7 @@ def test_the_command(command, files, tmp_path, caplog):
         (["empty"], "'empty' is no run, and holds none."),
         (["other.json"], "'other.json' is no record of a run"),
         (["torn.json"], "The record 'torn.json' cannot be read"),
-        (["part.json"], "The record 'part.json' lacks examples."),
+        (["part.json"], "The record 'part.json' lacks, or has besides, examples."),
         (["c.json"], "None of these runs has results"),
         (["a.json", "--by=rat"], "No run has a config field 'rat'. Did you mean 'rate'?"),
         (["a.json", "--metrics=x/y"], "No run has a result like x/y; there are: test/top1."),

@@ -37,14 +37,14 @@ def main() -> None:
 
 
 def _run(paths: list[str]) -> None:
-    from vision_lang.runs import comparing, tables
+    from vision_lang.runs import grouping, tables
 
     if not paths:
         raise InputError("Say which runs: vision_lang.report RUN...")
     runs = _finished(paths)
-    fields = FLAGS.by or comparing.differing(runs)
-    metrics = comparing.metrics(runs, FLAGS.metrics or comparing.HEADLINES)
-    table = tables.make(comparing.group(runs, fields), fields, metrics)
+    fields = FLAGS.by or grouping.differing(runs)
+    metrics = grouping.metrics(runs, FLAGS.metrics or grouping.HEADLINES)
+    table = tables.make(grouping.group(runs, fields), fields, metrics)
     print(tables.as_markdown(table))
     if FLAGS.out:
         _write(table)

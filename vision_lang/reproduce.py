@@ -45,7 +45,7 @@ VALUED = ("steps", "workdir", "rtol")
 MOVABLE = (
     "data.path", "data.dir", "data.tokenizer", "init.*", "evaluators.*.features",
     "evaluators.*.captioner", "evaluators.*.matcher", "evaluators.*.classifier", "workers",
-    "stuck_after", "require_accelerator", "save_every", "keep",
+    "stuck_after", "profile", "require_accelerator", "save_every", "keep",
 )  # fmt: skip
 
 

@@ -249,7 +249,7 @@ def _ended(run: Run, code: int) -> str:
 
 def _show(runs: Sequence[Run], failed: dict[str, str]) -> None:
     """A line for each run: how far it is, and, where it is over, its headline results."""
-    from vision_lang.runs import comparing, folder, record, writer
+    from vision_lang.runs import folder, grouping, record, writer
 
     width = max(len(run.folder.name) for run in runs)
     for run in runs:
@@ -259,7 +259,7 @@ def _show(runs: Sequence[Run], failed: dict[str, str]) -> None:
         state = f"step {step} of {run.config.steps}"
         if _is_over(run):
             told = record.of_run(there)
-            shown = comparing.metrics([told], (*comparing.HEADLINES, "*"))[:SHOWN]
+            shown = grouping.metrics([told], (*grouping.HEADLINES, "*"))[:SHOWN]
             state = "  ".join(["over", *(f"{name} {told.results[name]:.4g}" for name in shown)])
         print(f"{run.folder.name:{width}s}  {failed.get(run.folder.name, state)}")
     print(f"one table: python -m vision_lang.report {shlex.quote(str(runs[0].folder.parent))}")

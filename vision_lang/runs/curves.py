@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vision_lang.runs.comparing import Group
+from vision_lang.runs.grouping import Group
 
 ACROSS = 3  # panels side by side
 DOTS = 120  # per inch of the PNG
@@ -46,7 +46,10 @@ def draw(groups: Sequence[Group], legend: Sequence[str], patterns: Sequence[str]
 def curve(group: Group, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Steps at which every run of a group that logs a metric has it, and its least, mean and
     largest value there."""
-    each = [{line["step"]: line[name] for line in r.metrics if name in line} for r in group.runs]
+    each = [
+        {line["step"]: float(line[name]) for line in run.metrics if name in line}
+        for run in group.runs
+    ]
     each = [values for values in each if values]
     steps = sorted(set.intersection(*map(set, each))) if each else []
     table = np.array([[values[step] for step in steps] for values in each]).reshape(len(each), -1)

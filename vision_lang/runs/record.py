@@ -48,7 +48,7 @@ class Record:
     final: dict[str, Any]
     metrics: list[dict[str, Any]]
     examples: dict[str, dict[str, float]]
-    place: str = ""
+    place: str = dataclasses.field(default="", compare=False)
 
     @property
     def finished(self) -> bool:

@@ -9,9 +9,9 @@ import string
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vision_lang.metrics import comparison
-from vision_lang.runs import comparing, markdown
-from vision_lang.runs.comparing import Against, Group
+from vision_lang.metrics import significance
+from vision_lang.runs import grouping, markdown
+from vision_lang.runs.grouping import Against, Group
 
 UNTESTED = "not tested"
 _LATEX = str.maketrans(
@@ -41,15 +41,15 @@ class Table(NamedTuple):
 
 def make(groups: list[Group], fields: Sequence[str], metrics: Sequence[str]) -> Table:
     """Returns the table of these rows and columns."""
-    best = {metric: comparing.best(groups, metric) for metric in metrics}
+    best = {metric: grouping.best(groups, metric) for metric in metrics}
     compared = [
-        (metric, row, comparing.against(row, first, metric))
+        (metric, row, grouping.against(row, first, metric))
         for metric, first in best.items()
         for row in groups
         if first and row is not first and row.values(metric)
     ]
-    usual = comparing.usual([run for row in groups for run in row.runs])
-    marks = [comparing.unlike(row.runs, usual) for row in groups]
+    usual = grouping.usual([run for row in groups for run in row.runs])
+    marks = [grouping.unlike(row.runs, usual) for row in groups]
     return Table(list(fields), list(metrics), groups, best, compared, usual, marks)
 
 
@@ -74,7 +74,7 @@ def _cells(table: Table, bold: Callable[[str], str], note: Callable[[str], str])
         cells = []
         for metric in table.metrics:
             values = row.values(metric)
-            text = comparing.spread_text(comparison.spread(values)) if values else ""
+            text = grouping.spread_text(significance.spread(values)) if values else ""
             cells.append(bold(text) if row is table.best[metric] else text)
         rows.append([*label, str(len(row.runs)), *cells])
     return rows
@@ -171,7 +171,7 @@ def as_csv(table: Table) -> str:
                 p = "" if other.p is None else repr(other.p)
                 interval = map(repr, other.examples) if other.examples else ("",) * 3
                 compared = [repr(other.difference), p, *interval]
-            spread = comparison.spread(values)
+            spread = significance.spread(values)
             numbers = ["" if x != x else repr(x) for x in spread[1:]]
             write(
                 [*row.label, metric, spread.n, *numbers]

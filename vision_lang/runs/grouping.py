@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision_lang.errors import InputError, suggestion
-from vision_lang.metrics import comparison
-from vision_lang.metrics.comparison import Interval, Spread
+from vision_lang.metrics import significance
+from vision_lang.metrics.significance import Interval, Spread
 from vision_lang.runs import config as config_lib
 from vision_lang.runs.record import Record
 
@@ -49,7 +49,7 @@ class Group(NamedTuple):
 
     def values(self, metric: str) -> list[float]:
         """Of its runs, those that have the metric."""
-        return [run.results[metric] for run in self.runs if metric in run.results]
+        return [float(run.results[metric]) for run in self.runs if metric in run.results]
 
 
 class Against(NamedTuple):
@@ -124,7 +124,9 @@ def against(one: Group, other: Group, metric: str) -> Against:
     """Compares two groups that both have the metric."""
     a, b = one.values(metric), other.values(metric)
     return Against(
-        float(np.mean(a) - np.mean(b)), comparison.p_value(a, b), _over_examples(one, other, metric)
+        float(np.mean(a) - np.mean(b)),
+        significance.p_value(a, b),
+        _over_examples(one, other, metric),
     )
 
 
@@ -147,7 +149,7 @@ def _over_examples(one: Group, other: Group, metric: str) -> Interval | None:
     if not places:
         return None
     table = np.array([[[side[p] for p in places] for side in pair] for pair in pairs])
-    return comparison.paired_bootstrap(*table.mean(axis=0))  # [2, examples]
+    return significance.paired_bootstrap(*table.mean(axis=0))  # [2, examples]
 
 
 # What must not be mixed unsaid. -----------------------------------------------------------------
