@@ -22,7 +22,8 @@ from vision_lang.training import setup
 SECRET = "/secret/place"
 NAMES = {
     "README.md", "config.json", "data.json", "examples.json", "final.json", "metrics.jsonl",
-    "provenance.json", "record.json", "results.json", "tokenizer.json", "uncommitted.patch", "weights/raw.safetensors",
+    "provenance.json", "record.json", "results.json", "tokenizer.json", "uncommitted.patch",
+    "weights/raw.safetensors",
 }  # fmt: skip
 
 
