@@ -28,7 +28,7 @@ PLATFORM := import platform, sys; \
 	print(f"py3.{sys.version_info.minor}-{sys.platform}-{platform.machine()}".lower())
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-parity lint format tensorboard lock clean
+.PHONY: help setup train test test-slow test-parity lint format papers tensorboard lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -91,6 +91,9 @@ lint: $(READY)  ## ruff (rules and format) and mypy
 format: $(READY)  ## let ruff mend what it can
 	$(BIN)/python -m ruff check --fix
 	$(BIN)/python -m ruff format
+
+papers: $(READY)  ## every table and figure of the studies again, from their committed records
+	$(BIN)/python -m experiments.papers
 
 tensorboard: $(READY)  ## compare the runs in a browser
 	$(BIN)/python -m tensorboard.main --logdir=runs $(ARGS)

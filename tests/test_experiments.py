@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import exact, neighbours
+from experiments import exact, neighbours, papers
 from experiments.devices import memory
 
 
@@ -46,6 +46,15 @@ def test_exact_judges_the_exact_denoiser_right(beside, command):
     assert len(rows) == 2 * len(exact.LEVELS)
     exactly, network = np.array([row[1:3] for row in rows], float).T
     assert (exactly < network).all()  # nothing surpasses the exact mean; 20 steps do not reach it
+
+
+@pytest.mark.parametrize("study", papers.studies(), ids=lambda study: study.name)
+def test_tables_are_those_of_the_records(study):
+    """What `make papers` would write is there; a picture depends on matplotlib's version too."""
+    made = papers.made_of(study)
+    texts = {name: content for name, content in made.items() if isinstance(content, str)}
+    assert {name: (study / name).read_text() for name in texts} == texts
+    assert all((study / name).exists() for name in made)
 
 
 def test_memory_of_devices_is_as_recorded():

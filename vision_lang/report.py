@@ -17,11 +17,17 @@ whose runs differ in more than the seed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
+from etils import epath
 
 from vision_lang import flags as commands
 from vision_lang.errors import InputError
+
+if TYPE_CHECKING:
+    from vision_lang.runs.tables import Table
 
 FLAGS = flags.FLAGS
 
@@ -37,22 +43,23 @@ def main() -> None:
 
 
 def _run(paths: list[str]) -> None:
-    from vision_lang.runs import grouping, tables
+    from vision_lang.runs import tables
 
     if not paths:
         raise InputError("Say which runs: vision_lang.report RUN...")
-    runs = _finished(paths)
-    fields = FLAGS.by or grouping.differing(runs)
-    metrics = grouping.metrics(runs, FLAGS.metrics or grouping.HEADLINES)
-    table = tables.make(grouping.group(runs, fields), fields, metrics)
+    table = gather(paths, FLAGS.by, FLAGS.metrics)
     print(tables.as_markdown(table))
     if FLAGS.out:
-        _write(table)
+        _write(made_of(table, FLAGS.curves, FLAGS.out))
 
 
-def _finished(paths: list[str]) -> list:
-    """The records of all runs that are over."""
-    from vision_lang.runs import record
+def gather(paths: Sequence[str], by: Sequence[str], metrics: Sequence[str]) -> Table:
+    """Returns the table of the runs that are over, as the flags of these names say.
+
+    Raises:
+      InputError: there is no such run, none is over, or none has such a field or result.
+    """
+    from vision_lang.runs import grouping, record, tables
 
     runs = [record.read(path) for path in _expand(paths)]
     for run in runs:
@@ -61,13 +68,25 @@ def _finished(paths: list[str]) -> list:
     runs = [run for run in runs if run.results]
     if not runs:
         raise InputError("None of these runs has results: they are written when a run ends.")
-    return runs
+    fields = by or grouping.differing(runs)
+    names = grouping.metrics(runs, metrics or grouping.HEADLINES)
+    return tables.make(grouping.group(runs, fields), fields, names)
 
 
-def _expand(paths: list[str]) -> list[str]:
+def made_of(table: Table, patterns: Sequence[str], folder: str) -> dict[str, str | bytes]:
+    """Returns the content of each file that --out=folder writes."""
+    from vision_lang.runs import curves, tables
+
+    legend = [tables.name(row, table.fields) for row in table.groups]
+    return {
+        "table.md": tables.as_markdown(table, folder) + "\n",
+        "table.tex": tables.as_latex(table),
+        "table.csv": tables.as_csv(table),
+    } | curves.draw(table.groups, legend, patterns)
+
+
+def _expand(paths: Sequence[str]) -> list[str]:
     """Folders that hold runs or records, but are none, as those that they hold."""
-    from etils import epath
-
     found = []
     for path in paths:
         place = epath.Path(path)
@@ -84,27 +103,28 @@ def _expand(paths: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _write(table) -> None:
-    from etils import epath
-
-    from vision_lang.runs import curves, files, tables
-
+def _write(made: Mapping[str, str | bytes]) -> None:
     out = epath.Path(FLAGS.out)
-    texts = {
-        "table.md": tables.as_markdown(table, FLAGS.out) + "\n",
-        "table.tex": tables.as_latex(table),
-        "table.csv": tables.as_csv(table),
-    }
-    legend = [tables.name(row, table.fields) for row in table.groups]
-    pictures = curves.draw(table.groups, legend, FLAGS.curves)
-    there = [name for name in (*texts, *pictures) if (out / name).exists()]
+    there = [name for name in made if (out / name).exists()]
     if there and not FLAGS.overwrite:
         raise InputError(f"'{out}' holds {', '.join(there)} already; --overwrite replaces them.")
-    for name, text in texts.items():
-        files.write_text(out / name, text)
-    for name, data in pictures.items():
-        (out / name).write_bytes(data)
-    print(f"written to {out}: {', '.join([*texts, *pictures])}", file=sys.stderr)
+    write(made, out)
+    print(f"written to {out}: {', '.join(made)}", file=sys.stderr)
+
+
+def write(made: Mapping[str, str | bytes], folder: epath.Path) -> None:
+    """Writes files into a folder, which is made if it is not there.
+
+    Raises:
+      InputError: the disk is full or not writable.
+    """
+    from vision_lang.runs import files
+
+    for name, content in made.items():
+        if isinstance(content, str):
+            files.write_text(folder / name, content)
+        else:
+            (folder / name).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def _difference(found: Against) -> tuple[str, str, str]:
 def _notes(table: Table) -> list[str]:
     """What the numbers are, and what sets rows apart."""
     told = ["n: runs; ± half of the mean's 95 % t interval over them."]
-    told.append("Most runs: " + "; ".join(f"{k} {v}" for k, v in table.usual.items()) + ".")
+    which = "Most runs" if any(table.marks) else "All runs"
+    told.append(f"{which}: " + "; ".join(f"{k} {v}" for k, v in table.usual.items()) + ".")
     pairs = zip(_letters(table), table.marks, strict=True)
     return told + [f"{letter}: {'; '.join(notes)}." for letter, notes in pairs if letter]
 
