@@ -303,6 +303,24 @@ def train(monkeypatch):
     return calls
 
 
+def test_a_run_that_another_process_trains_is_refused(copy, command, train):
+    before = (copy / "config.json").read_text()
+    holding = "import sys, time; from etils import epath; from vision_lang.runs import folder\n"
+    holding += "with folder.held(folder.RunFolder(epath.Path('run'))): print('holds', flush=True)"
+    holding += "; time.sleep(600)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(commands.ROOT)},
+    )  # fmt: skip
+    assert other.stdout is not None and other.stdout.readline() == "holds\n"
+    told = command(main.main, "--workdir=run", "--config.steps=25").sentence
+    assert "Another process is training" in told and not train
+    assert (copy / "config.json").read_text() == before
+    other.kill()  # the system lets go
+    other.wait()
+    assert command(main.main, "--workdir=run", "--config.steps=25").code == 0 and train
+
+
 def test_what_may_change_on_resume_is_taken_and_stored(copy, command, train):
     outcome = command(main.main, f"--workdir={copy}", "--config.steps=30", "--config.keep=5")
     assert outcome.code == 0, outcome

@@ -15,6 +15,7 @@ Exit codes: 0 done, 2 wrong input, 130 / 143 stopped by SIGINT / SIGTERM: in tra
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -120,8 +121,8 @@ def _run() -> None:
     from vision_lang.training import devices
 
     devices.set_up(_cpu_devices(config), config.deterministic)
-    with commands.together():
-        run, is_new = _open_together(config)
+    with commands.together(), contextlib.ExitStack() as held:
+        run, is_new = _open_together(config, held)
         try:
             _train(config, defaults, run)
         except InputError:
@@ -148,7 +149,7 @@ def _train(config: ConfigDict, defaults: ConfigDict, run) -> None:
         _report(run, config, results)
 
 
-def _open_together(config: ConfigDict):
+def _open_together(config: ConfigDict, held: contextlib.ExitStack):
     """What `_open` returns; of several processes the first opens the folder.
 
     Raises:
@@ -159,13 +160,13 @@ def _open_together(config: ConfigDict):
     from vision_lang.runs import files, folder
 
     if not processes.several():
-        return _open(config)
+        return _open(config, held)
     if not FLAGS.workdir:
         raise InputError("Several processes need --workdir=RUN, a folder that all of them see.")
     run, is_new = folder.RunFolder(files.absolute(FLAGS.fork or FLAGS.workdir)), False
     number = processes.agreed(secrets.randbelow(2**31))
     if processes.first():
-        run, is_new = _open(config)
+        run, is_new = _open(config, held)
         run.mark.write_text(str(number))
     processes.wait("folder made")
     if not run.mark.exists() or run.mark.read_text() != str(number):
@@ -181,25 +182,25 @@ def _open_together(config: ConfigDict):
     return run, is_new
 
 
-def _open(config: ConfigDict):
+def _open(config: ConfigDict, held: contextlib.ExitStack):
     """Returns the folder of the run to train or to resume, with the config in it, and whether it
-    was made here."""
+    was made here; as long as `held` is open, no other process trains it."""
     from vision_lang.runs import config as config_lib
     from vision_lang.runs import files, folder
 
     text = config_lib.to_json(config)
     run = folder.RunFolder(files.absolute(FLAGS.workdir))
-    is_new = False
-    if FLAGS.fork or not FLAGS.workdir or not run.config.exists():
+    is_new, resumes = False, FLAGS.workdir and not FLAGS.fork and run.config.exists()
+    if not resumes:
         wanted = FLAGS.fork or FLAGS.workdir
         is_new = not wanted or not files.absolute(wanted).exists()
         run = folder.create(wanted, config.task)
-    elif run.began:
-        run = folder.open(FLAGS.workdir)
+    held.enter_context(folder.held(run))
+    if resumes and run.began:
         changed = config_lib.check_resume(run.read_config(), config)
         for name, (old, new) in changed.items():
             logging.info("config.%s: %s -> %s", name, old, new)
-    else:  # it ended before its first step, for which the config may have been the reason
+    elif resumes:  # it ended before its first step, for which the config may have been the reason
         for path in (run.data, run.tokenizer):
             path.unlink(missing_ok=True)
     files.write_text(run.config, text)

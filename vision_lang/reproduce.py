@@ -250,12 +250,14 @@ def _folder(record: Record, config: ConfigDict) -> Any:
 
 
 def _train(config: ConfigDict, run: Any, until: int) -> None:
+    from vision_lang.runs import folder
     from vision_lang.training import loop
     from vision_lang.training.signals import Stopped
 
     logging.info("Run folder: %s", run.root)
     try:
-        loop.train(config, run, sys.argv, until=until)
+        with folder.held(run):
+            loop.train(config, run, sys.argv, until=until)
     except Stopped as stopped:
         print(f"{stopped}. Nothing was compared.")
         sys.exit(stopped.exit_code)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from absl import logging
 from etils import epath
 
 from vision_lang.errors import InputError
 from vision_lang.runs import config as config_lib
-from vision_lang.runs import manifest
+from vision_lang.runs import files, manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,35 @@ class RunFolder:
     def read_config(self) -> Any:
         """Returns the stored config (a locked ConfigDict)."""
         return config_lib.of_run(self.config.read_text())
+
+
+@contextlib.contextmanager
+def held(run: RunFolder) -> Iterator[None]:
+    """Within it, no other process of this machine trains this run; however this one ends, the
+    system lets go. Where a file system knows no locks, as a bucket, nothing is held.
+
+    Raises:
+      InputError: another process trains it.
+    """
+    if os.name != "posix" or not files.is_local(run.root):
+        yield
+        return
+    import fcntl
+
+    folder = os.open(run.root, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise InputError(
+            f"Another process is training '{run.root}': let it end, or name another folder."
+        ) from error
+    except OSError as error:
+        logging.warning("'%s' cannot be locked: %s.", run.root, error.strerror)
+    try:
+        yield
+    finally:
+        os.close(folder)
 
 
 def create(workdir: str, task: str) -> RunFolder:
