@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments import exact, neighbours, papers
 from experiments.devices import memory
+from experiments.samplers import analytic
 
 
 @pytest.fixture
@@ -55,6 +56,18 @@ def test_tables_are_those_of_the_records(study):
     texts = {name: content for name, content in made.items() if isinstance(content, str)}
     assert {name: (study / name).read_text() for name in texts} == texts
     assert all((study / name).exists() for name in made)
+
+
+def test_samplers_have_their_orders_as_recorded():
+    folder = Path(analytic.__file__).parent
+    record = json.loads((folder / "analytic.json").read_text())
+    for table in analytic.tables(record).split("\n\n"):
+        assert table in (folder / "README.md").read_text()
+    orders = {"ddim": 1, "heun": 2, "dpmpp_2m": 2}
+    for found in record["between"].values():
+        assert {name: analytic.slope(errors) for name, errors in found.items()} == pytest.approx(
+            orders, abs=0.1
+        )
 
 
 def test_memory_of_devices_is_as_recorded():

@@ -51,10 +51,10 @@ def places(count, timeout=120):
     ]  # fmt: skip
 
 
-def ends(started):
+def ends(started, patience=900):
     """Exit code, output and log of each; all are read at the same time, or one would block."""
     with ThreadPoolExecutor(len(started)) as pool:
-        outputs = list(pool.map(lambda process: process.communicate(timeout=900), started))
+        outputs = list(pool.map(lambda process: process.communicate(timeout=patience), started))
     return [commands.Outcome(p.returncode, *o) for p, o in zip(started, outputs, strict=True)]
 
 
@@ -64,7 +64,7 @@ def train(directory, count, *arguments, **more):
     return found
 
 
-def on_processes(count, steps, task):
+def on_processes(count, steps, task, patience=900):
     """What tests/training/on_devices.py reports as each of `count` processes of one device."""
     where = f"localhost:{free_port()}"
     flags = commands.QUICK if task == "diffusion" else ""
@@ -80,7 +80,7 @@ def on_processes(count, steps, task):
         )
         for index in range(count)
     ]
-    found = ends(started)
+    found = ends(started, patience)
     assert [end.code for end in found] == [0] * count, found[0].err
     return [json.loads(end.out.splitlines()[-1]) for end in found]
 
