@@ -73,11 +73,9 @@ def between(schedule_name: str, start: float, stop: float) -> dict[str, dict[str
         return np.asarray(compiled(sampler)(lv, x, steps))
 
     def compiled(sampler: Sampler) -> Callable:
-        run: Any = lambda lv, x, steps: (
-            samplers.run(  # noqa: E731
-                sampler, denoise, lv, sampler.init(x, None), 0, steps
-            ).x
-        )
+        def run(lv: Level, x: jax.Array, steps: int) -> jax.Array:
+            return samplers.run(sampler, denoise, lv, sampler.init(x, None), 0, steps).x
+
         return jax.jit(run)
 
     exact = advance(samplers.heun(), REFERENCE)
