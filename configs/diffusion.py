@@ -11,7 +11,9 @@
 Arguments behind the colon: tiny (seconds on a CPU), data (any name of config.data.name), condition
 (text | label), size (rows of models.unet.UNETS, .text_encoder.TEXT_ENCODERS, .sketch.SKETCHES,
 .autoencoder.AUTOENCODERS), and in place of the size's own: text (also a row of
-models.t5_encoder.T5_ENCODERS) and autoencoder, whose latents are then diffused.
+models.t5_encoder.T5_ENCODERS) and autoencoder, whose latents are then diffused; averages (decay,
+or post_hoc: of what is then stored along the training, --weights=std=0.12 makes the average of any
+length).
 
 The last of these trains on an autoencoder's latents, which a run of configs/autoencoder.py or of
 vision_lang.convert has learned: config.model.autoencoder.scaling should be one over their
@@ -154,6 +156,11 @@ SIZES = {
     "sd15": ("sd15", "clip_l14", "none", "sd", 1),
     "sd21": ("sd21", "openclip_h14", "none", "sd", 1),
 }
+# What the fields mean: vision_lang/training/averages.py.
+AVERAGES = {
+    "decay": {"ema": {"decay": 0.995}},
+    "post_hoc": {"short": {"std": 0.05}, "long": {"std": 0.1}},
+}
 TEXTS: dict[str, TextSpec | T5Spec] = {**TEXT_ENCODERS, **T5_ENCODERS}
 SD_SCALING = 0.18215  # of Stable Diffusion's latents
 T5_ROWS = 32_128  # of the published token tables: more than the tokenizer's 32,100 tokens
@@ -172,8 +179,9 @@ PROMPTS = (
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the config; see the module's docstring."""
     given = common.parse_arg(
-        arg, tiny=False, data="shapes", condition="text", size="small", text="", autoencoder=""
-    )
+        arg, tiny=False, data="shapes", condition="text", size="small", text="", autoencoder="",
+        averages="decay",
+    )  # fmt: skip
     config = common.base(given.data)
     config.task = "diffusion"
     config.condition = given.condition  # "text" | "label"
@@ -265,7 +273,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if latents.widths:
         optimizer.frozen = ("autoencoder/.*",)
-    config.ema = ConfigDict({"ema": {"decay": 0.995}})
+    config.ema = ConfigDict(choose(AVERAGES, given.averages, "averages"))
+    if given.averages == "post_hoc":  # each checkpoint is needed to make others of
+        config.save_every, config.keep_period = (config.steps // 27,) * 2
     # "RUN[@step][:ema|raw]" each
     config.init = ConfigDict({"text_encoder": "", "unet": "", "sketch": "", "autoencoder": ""})
 

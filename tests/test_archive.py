@@ -17,7 +17,7 @@ from vision_lang import archive
 from vision_lang.pretrained import tensors
 from vision_lang.runs import card
 from vision_lang.runs import record as record_lib
-from vision_lang.training import setup
+from vision_lang.training import stored
 
 SECRET = "/secret/place"
 NAMES = {
@@ -85,7 +85,7 @@ def test_the_weights_are_those_of_the_newest_checkpoint(trained, tmp_path, comma
         "ema.safetensors", "raw.safetensors"
     }  # fmt: skip
     for weights in ("ema", "raw"):
-        source, wanted = setup.weights_of(f"{trained}:{weights}")
+        source, wanted = stored.weights_of(f"{trained}:{weights}")
         found = tensors.open(out / "weights" / f"{weights}.safetensors")
         assert set(found) == set(wanted) and "@20" in source
         for name, array in wanted.items():

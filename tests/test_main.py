@@ -27,7 +27,7 @@ from vision_lang.runs import config as config_lib
 from vision_lang.runs import folder as folder_lib
 from vision_lang.runs import manifest
 from vision_lang.runs.checkpoint import restore_part
-from vision_lang.training import loop, setup
+from vision_lang.training import loop, setup, stored
 
 
 def wait_for(condition, process, seconds=600):
@@ -477,7 +477,7 @@ def test_the_path_of_a_run_may_hold_an_at_sign(trained, tmp_path):
     shutil.copytree(trained, run)
     for name, step in ((f"{run}", 20), (f"{run}@10", 10)):
         assert setup.load(name).source == f"{run}@{step} (ema)"
-        assert setup.weights_of(f"{name}:raw")[0] == f"{run}@{step} (raw)"
+        assert stored.weights_of(f"{name}:raw")[0] == f"{run}@{step} (raw)"
     with pytest.raises(main.InputError, match=r"run@2x@x' does not exist"):
         setup.load(f"{run}@x")
 

@@ -136,12 +136,12 @@ def _write_weights(run: RunFolder, averages: list[str], place) -> tuple[int, dic
     import numpy as np
 
     from vision_lang.pretrained import tensors
-    from vision_lang.training import setup
+    from vision_lang.training import stored
 
     place.mkdir()
     step = None
     for average in ("", *averages):
-        step, found = setup.read_weights(run, average, step)
+        step, found = stored.read_weights(run, average, step)
         dense = {name: np.asarray(x, order="C") for name, x in found.items()}
         tensors.write(place / f"{average or 'raw'}.safetensors", dense, {})
     networks: collections.Counter[str] = collections.Counter()

@@ -105,7 +105,7 @@ def _evaluate() -> None:
     context = Context(config, loaded.task, data, loaded.tokenizer, way, setup.load)
     averages = list(config.ema.keys())
     weights = {averages[0] if averages else "raw": loaded.variables}
-    newest = not (FLAGS.weights or loaded.step_given)
+    newest = not loaded.chosen
     if newest and averages:  # the same names as at the end of training
         weights["raw"] = setup.load(FLAGS.run, "raw").variables
     results = Result({})

@@ -48,7 +48,7 @@ def main() -> None:
 def _run() -> None:
     from vision_lang.pretrained import layout, tensors
     from vision_lang.runs import folder
-    from vision_lang.training import setup
+    from vision_lang.training import stored
 
     rows_of = choose(NETWORKS, FLAGS.network, "network (--network)")
     out = epath.Path(FLAGS.out)
@@ -57,8 +57,8 @@ def _run() -> None:
     if out.exists() and not FLAGS.overwrite:
         raise InputError(f"'{out}' is there already; --overwrite replaces it.")
     config = folder.open(FLAGS.run.rpartition("@")[0] or FLAGS.run).read_config()
-    spec = f"{FLAGS.run}:{FLAGS.weights}" if FLAGS.weights else FLAGS.run
-    source, found = setup.weights_of(spec)
+    spec = stored.spec(FLAGS.run, FLAGS.weights)
+    source, found = stored.weights_of(spec)
     own = _parts(found, WHOLE if FLAGS.network == "clip" else {FLAGS.network: ""})
     if not own or (FLAGS.network == "clip" and config.task != "clip"):
         raise InputError(f"Run '{FLAGS.run}' has no network '{FLAGS.network}'.")

@@ -23,8 +23,10 @@ BAD_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT  # exit codes
 def define_run() -> None:
     """--run, for the commands that use a trained run."""
     flags.DEFINE_string("run", "", "Run folder, or RUN@step.")
-    flags.DEFINE_enum(
-        "weights", "", ["", "ema", "raw"], "Weights; '' = the average if there is one."
+    flags.DEFINE_string(
+        "weights",
+        "",
+        "ema, raw or std=S (training/averages.py); '' = the average if there is one",
     )
 
 

@@ -21,7 +21,7 @@ from vision_lang.pretrained.options import Options
 from vision_lang.runs import config as config_lib
 from vision_lang.runs import manifest
 from vision_lang.tasks import diffusion
-from vision_lang.training import setup
+from vision_lang.training import setup, stored
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
 PROMPTS = ["a RED cat", "a  cat's 2 red?"]  # those of make_references.py
@@ -103,7 +103,7 @@ def test_kerass_preprocessing_goes_with_kerass_weights(command, tmp_path):
 def test_a_network_alone_begins_other_runs(command, tmp_path):
     run, file = tmp_path / "run", references.weights(REFERENCES / "gpt2")
     command(convert.main, "--kind=gpt2", f"--path={file}", f"--run={run}")
-    _, found = setup.weights_of(str(run))
+    _, found = stored.weights_of(str(run))
     _, variables = pretrained.load("gpt2", file)
     table = variables["params"]["wte"]["embedding"]
     np.testing.assert_array_equal(found["params/decoder/wte/embedding"], table)

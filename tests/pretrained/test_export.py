@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from tests.pretrained import references
 from vision_lang import convert, export, pretrained
 from vision_lang.pretrained import tensors
-from vision_lang.training import setup
+from vision_lang.training import stored
 
 REFERENCES = pathlib.Path(__file__).parents[1] / "fixtures" / "references"
 
@@ -91,7 +91,7 @@ def test_a_vgg_without_head_is_an_encoder_to_begin_with(command, tmp_path):
     assert "Did you mean 'torchvision'?" in made.sentence
     tensors.write(epath.Path(source), theirs, {})
     command(convert.main, "--kind=vgg", f"--path={source}", f"--run={run}")
-    _, found = setup.weights_of(run)  # what config.init.encoder=RUN reads
+    _, found = stored.weights_of(run)  # what config.init.encoder=RUN reads
     assert {name.split("/")[1] for name in found} == {"encoder"}
     command(export.main, f"--run={run}", "--network=encoder", f"--out={out}")
     ours = load_file(out)

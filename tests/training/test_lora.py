@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vision_lang import generate, main
 from vision_lang.errors import InputError
 from vision_lang.runs import checkpoint
-from vision_lang.training import lora, setup, state
+from vision_lang.training import lora, state, stored
 
 CONFIG = ConfigDict({"rank": 2, "alpha": 6.0, "pattern": "net/(conv|dense)/kernel"})
 
@@ -104,10 +104,10 @@ def test_a_run_trains_them_alone_and_its_readers_see_merged_kernels(command, tra
     )  # fmt: skip
     assert made.code == 0, made.err
     _, parts = checkpoint.restore_part(run / "checkpoints", ["params", "frozen"])
-    names = setup._flat(parts["params"])
+    names = stored.flat(parts["params"])
     assert all(name.endswith(("lora_a", "lora_b")) for name in names) and len(names) == 12
-    _, before = setup.weights_of(f"{trained}:ema")
-    _, after = setup.weights_of(f"{run}:raw")
+    _, before = stored.weights_of(f"{trained}:ema")
+    _, after = stored.weights_of(f"{run}:raw")
     assert before.keys() == after.keys()
     moved = {n for n in before if not np.array_equal(before[n], after[n])}
     ends = ("attn1/to_q/kernel", "attn1/to_v/kernel", "attn2/to_q/kernel", "attn2/to_v/kernel")

@@ -68,7 +68,7 @@ RANGES: tuple[tuple[str, Callable[[Any], Any], str], ...] = (
      "augmentation.cutmix lora.rank decoding.top_k decoding.min_length decoding.no_repeat_ngram "
      "evaluators.*.count evaluators.*.final_count evaluators.*.shown"),
     ("a number above 0", lambda x: x > 0,
-     "optimizer.eps lora.alpha model.*.width model.*.epsilon model.margin.scale "
+     "ema.*.std optimizer.eps lora.alpha model.*.width model.*.epsilon model.margin.scale "
      "sampling.shift decoding.temperature"),
     ("a share from 0 to 1", lambda x: 0 <= x <= 1,
      "caption_drop data.max_bad_share sampling.interval sampling.rescale augmentation.erase"),

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -18,10 +17,10 @@ from vision_lang import keys as random_keys
 from vision_lang import processes, tasks
 from vision_lang.data import sources, tokenizer
 from vision_lang.errors import InputError
-from vision_lang.runs import checkpoint, files, records, trees
+from vision_lang.runs import files, records, trees
 from vision_lang.runs import folder as folder_lib
 from vision_lang.tasks.facts import DataFacts
-from vision_lang.training import latents, lora, optimizer, parallel, state
+from vision_lang.training import averages, latents, lora, optimizer, parallel, state, stored
 from vision_lang.training.step import Step
 
 TOKENIZER_CAPTIONS = 50_000  # enough to train a tokenizer on; larger splits are thinned evenly
@@ -154,7 +153,7 @@ def start(
     variables = init(random_keys.make(config.seed, "init"))
     variables = _initialised(variables, config.init, config.init_except)
     updates = lora.init(
-        _flat(variables["params"]), config.lora, random_keys.make(config.seed, "lora")
+        stored.flat(variables["params"]), config.lora, random_keys.make(config.seed, "lora")
     )
     scale = lora.scale(config)
     first = state.create(variables, tuple(config.optimizer.frozen), updates, scale)
@@ -169,7 +168,7 @@ def start(
         optimizer=optimiser,
         packing=packing,
         learning_rate=optimizer.learning_rate(config.optimizer, config.steps),
-        ema_decays={name: spec.decay for name, spec in config.ema.items()},
+        averages={name: averages.move(name, spec.to_dict()) for name, spec in config.ema.items()},
         seed=config.seed,
         steps=config.steps,
         accumulate=config.accumulate,
@@ -178,8 +177,7 @@ def start(
     def derived(params):
         # Copies: an average that shares the parameters' buffers would be donated with them.
         average = lambda: state.Ema(jax.tree.map(jnp.copy, params), jnp.int32(0))  # noqa: E731
-        averages = {name: average() for name in config.ema}
-        return lay_out((optimiser.init(packing.pack(params)), averages))
+        return lay_out((optimiser.init(packing.pack(params)), {n: average() for n in config.ema}))
 
     opt_state, ema = jax.jit(derived, compiler_options=quick)(first.params)
     first = first.replace(opt_state=opt_state, ema=ema)
@@ -201,11 +199,11 @@ def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
     Raises:
       InputError: the run has other leaves, shapes or types there; all of them are named.
     """
-    here = _flat(variables)
+    here = stored.flat(variables)
     for part, spec in init.items():
         if not spec:
             continue
-        source, there = weights_of(spec)
+        source, there = stored.weights_of(spec)
         theirs = f"^([^/]+)/{THEIRS.get(part, part)}/"  # behind the collection
         there = {re.sub(theirs, rf"\1/{part}/", n): leaf for n, leaf in there.items()}
 
@@ -235,60 +233,6 @@ def _initialised(variables: Any, init: ConfigDict, left_out: str) -> Any:
     return trees.nest(here)
 
 
-def weights_of(spec: str) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads 'RUN[@step][:ema|raw]': returns (where from, variables by path, 'params/unet/...').
-
-    `ema` (the default where the run has one) is the run's first average.
-    """
-    path, which = _path_and_weights(spec)
-    path, step = _path_and_step(path)
-    run = folder_lib.open(path, checkpoint=True)
-    averages = list(run.read_config().ema.keys())
-    if which == "ema" and not averages:
-        raise InputError(f"'{spec}': that run keeps no average; use ':raw'.")
-    average = averages[0] if averages and which != "raw" else ""
-    found, flat = read_weights(run, average, step)
-    return f"{path}@{found} ({average or 'raw'})", flat
-
-
-def read_weights(
-    run: folder_lib.RunFolder, average: str = "", step: int | None = None
-) -> tuple[int, dict[str, np.ndarray]]:
-    """Returns (step, variables by path, 'params/unet/...'), with LoRA's updates merged.
-
-    Args:
-      run: a run that has a checkpoint.
-      average: the name of one, '' = the raw parameters.
-      step: a certain step; default the newest good one.
-    """
-    name = f"ema/{average}/params" if average else "params"
-    found, parts = checkpoint.restore_part(
-        run.checkpoints, [name], step, optional=["frozen", "mutable"]
-    )
-    # Parameters are stored by their paths already, those that are trained apart from the others.
-    flat = {f"params/{path}": leaf for path, leaf in _flat(parts[name]).items()}
-    flat |= {f"params/{path}": leaf for path, leaf in _flat(parts["frozen"]).items()}
-    return found, lora.merge(flat, lora.scale(run.read_config())) | _flat(parts["mutable"])
-
-
-def _path_and_weights(spec: str) -> tuple[str, str]:
-    """'RUN@1000:raw' -> ('RUN@1000', 'raw'); a path may hold a colon elsewhere."""
-    path, _, which = spec.rpartition(":")
-    return (path, which) if which in ("ema", "raw") and path else (spec, "")
-
-
-def _path_and_step(spec: str) -> tuple[str, int | None]:
-    """'RUN@1000' -> ('RUN', 1000). Paths may hold an @: only digits behind the last are a step."""
-    path, _, step = spec.rpartition("@")
-    return (path, int(step)) if path and step.isdecimal() else (spec, None)
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}{name}/").items()}
-
-
 @dataclass(frozen=True)
 class Loaded:
     """A trained run, ready to be used."""
@@ -300,7 +244,7 @@ class Loaded:
     class_names: list[str]
     variables: Any
     source: str  # run, step and weights, in words
-    step_given: bool  # a certain step was asked for, not the newest
+    chosen: bool  # a certain step or certain weights were asked for
 
     @property
     def digest(self) -> str:
@@ -312,19 +256,20 @@ def load(path: str, weights: str = "") -> Loaded:
     """Loads a run for inference: no data set and no optimizer is touched.
 
     Args:
-      path: 'RUN[@step]', or with its weights as 'RUN[@step][:ema|raw]'.
-      weights: 'ema', 'raw', or '' = as `path` says, else the average where there is one.
+      path: 'RUN[@step]', or with its weights as 'RUN[@step][:ema|raw|std=S]'.
+      weights: 'ema', 'raw', 'std=S', or '' = as `path` says, else the average where there is one.
 
     Raises:
       InputError: no such run, it has no finished checkpoint, or its config is of another version
         of the code.
     """
-    spec = f"{path}:{weights}" if weights else path
-    folder, step = _path_and_step(_path_and_weights(spec)[0])
+    spec = stored.spec(path, weights)
+    folder, step, which = stored.parse(spec)
+    chosen = step is not None or which != ""
     run = folder_lib.open(folder, checkpoint=True)
     config = run.read_config()
     tasks.entry(config)  # refuses a run that holds a network alone
-    source, flat = weights_of(spec)
+    source, flat = stored.weights_of(spec)
     words = tokenizer.load(run.tokenizer)
     class_names = json.loads(run.data.read_text())["class_names"]
     try:
@@ -334,4 +279,4 @@ def load(path: str, weights: str = "") -> Loaded:
             f"The config of '{folder}' does not fit this version of the code ({e}); the commit "
             f"that made it is in {run.provenance.name}."
         ) from e
-    return Loaded(run, config, task, words, class_names, trees.nest(flat), source, step is not None)
+    return Loaded(run, config, task, words, class_names, trees.nest(flat), source, chosen)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vision_lang import keys as random_keys
+from vision_lang.training.averages import Move
 from vision_lang.training.optimizer import Grouping
 from vision_lang.training.parallel import ONE_DEVICE
 from vision_lang.training.state import Ema, TrainState, variables
@@ -30,7 +31,7 @@ class Step:
       optimizer: an optax transformation over the packed parameters; its update gets `across`.
       packing: trainable parameters <-> what the optimizer works on, by group.
       learning_rate: step -> number, for the log.
-      ema_decays: name -> decay of each average.
+      averages: name -> how far each average moves at an update (training/averages.py).
       seed: of everything random.
       steps: of the whole training. Batches get `progress` [B], the share of it that is done.
       accumulate: micro-batches that a batch is computed in.
@@ -40,7 +41,7 @@ class Step:
     optimizer: optax.GradientTransformation
     packing: Grouping
     learning_rate: optax.Schedule
-    ema_decays: dict[str, float]
+    averages: dict[str, Move]
     seed: int
     steps: int
     accumulate: int = 1
@@ -71,7 +72,7 @@ class Step:
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
         updates = self.packing.unpack(keep(updates, jax.tree.map(jnp.zeros_like, updates)))
         params = {name: p + updates[name] for name, p in state.params.items()}
-        ema = {n: _average(state.ema[n], params, d, finite) for n, d in self.ema_decays.items()}
+        ema = {n: _average(state.ema[n], params, m, finite) for n, m in self.averages.items()}
         window = jax.tree.map(jnp.add, state.window, metrics) if state.window else metrics
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         state = state.replace(
@@ -146,13 +147,8 @@ class Step:
         return jax.tree.map(lambda g: g / count, grads), mutable, metrics
 
 
-def _average(ema: Ema, params: dict, decay: float, finite: jax.Array) -> Ema:
-    """One step of the average; early on the decay is smaller, so that the start is forgotten.
-
-    decay_n = min(decay, (1 + n) / (10 + n)), n updates so far (as in TensorFlow's moving average).
-    A skipped step changes nothing and does not count.
-    """
-    n = ema.count.astype(jnp.float32)
-    move = jnp.where(finite, 1 - jnp.minimum(decay, (1 + n) / (10 + n)), 0.0)
-    average = jax.tree.map(lambda a, p: a + move * (p - a), ema.params, params)
+def _average(ema: Ema, params: dict, move: Move, finite: jax.Array) -> Ema:
+    """One update of the average. A skipped step changes nothing and does not count."""
+    far = jnp.where(finite, move(ema.count.astype(jnp.float32)), 0.0)
+    average = jax.tree.map(lambda a, p: a + far * (p - a), ema.params, params)
     return Ema(average, ema.count + finite)
