@@ -24,9 +24,7 @@ def define_run() -> None:
     """--run, for the commands that use a trained run."""
     flags.DEFINE_string("run", "", "Run folder, or RUN@step.")
     flags.DEFINE_string(
-        "weights",
-        "",
-        "ema, raw or std=S (training/averages.py); '' = the average if there is one",
+        "weights", "", "ema, raw or std=S (training/averages.py); '' = the average if there is one."
     )
 
 

@@ -8,6 +8,7 @@ bounds; here stands what the differences are. Prints the record as a table.
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,19 @@ PATIENCE = 3600  # seconds for processes that share two cores with each other
 
 
 def main(_: list[str]) -> None:
-    """Adds what the record lacks: task by task, on devices and then of processes."""
+    """Adds what the record lacks: all tasks on devices, then of processes."""
     running.as_the_tests_do()
     out = Path(flags.FLAGS.out)
     record = json.loads(out.read_text()) if out.exists() else {"losses": {}, "gradient": {}}
     record |= {"jax": jax.__version__, "steps": STEPS}
-    for task in TASKS:
+    for count, task in itertools.product((0, *PROCESSES), TASKS):
         found = record["losses"].setdefault(task, {})
-        if ONE not in found:
+        if not count and ONE not in found:
             found |= _on_devices(task, record["gradient"])
-        for count in PROCESSES:
-            out.write_text(json.dumps(record) + "\n")
-            if f"pmap, {count} processes" not in found:
-                found |= _of_processes(task, count)
+        if count and f"pmap, {count} processes" not in found:
+            found |= _of_processes(task, count)
         out.write_text(json.dumps(record) + "\n")
-        print(task, flush=True)
+        print(task, f"{count} processes" if count else "devices", flush=True)
     print(table(record))
 
 
