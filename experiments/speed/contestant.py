@@ -25,7 +25,8 @@ from experiments.speed.case import Case, Contest, Options
 
 FLAGS = flags.FLAGS
 FAMILIES = (
-    "ceilings", "unet", "vgg",
+    "ceilings", "unet", "sampling", "vgg", "captioning", "pipeline", "starting",
+    "scoring", "saving",
 )  # fmt: skip
 LIBRARIES = (
     "jax", "torch", "diffusers", "transformers", "keras", "grain", "pycocoevalcap",

@@ -123,6 +123,8 @@ def measure(name: str, case: Case, rounds: int, patience: float, small: bool) ->
         sides: list[Side] = []
         ready: dict[str, Any] = {}
         for side_name in case.sides:  # one builds at a time
+            if FLAGS.sides and side_name not in (OURS, *FLAGS.sides):
+                continue
             side = stack.enter_context(contextlib.closing(start(side_name)))
             try:
                 ready[side_name] = side.answer()
@@ -218,7 +220,8 @@ def machine() -> dict[str, Any]:
         import torch  # noqa: TID251
 
         found["gpu"] = torch.cuda.get_device_name()
-    return found | ({"small": True} if FLAGS.small else {})
+    tried = {"small": FLAGS.small, "sides": FLAGS.sides}  # of a whole record neither is there
+    return found | {key: value for key, value in tried.items() if value}
 
 
 def ceiling(record: Mapping[str, Any]) -> float | None:
@@ -299,6 +302,7 @@ def main(_: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("out", None, "The record, JSON; what it has stays.", required=True)
     flags.DEFINE_list("cases", [], "Some cases; default all of the device.")
+    flags.DEFINE_list("sides", [], "Ours and these; default all.")
     flags.DEFINE_integer("rounds", 9, "Units of each side.", lower_bound=2)
     flags.DEFINE_enum("device", "cpu", ("cpu", "cuda"), "Where they compute.")
     flags.DEFINE_integer(
