@@ -95,7 +95,8 @@ class Side:
     def unit(self) -> float:
         """Seconds of one more unit of its work."""
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as `answer` will say
+            self._process.stdin.write("\n")
         return self.answer()["seconds"]
 
     def close(self) -> None:
