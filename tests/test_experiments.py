@@ -11,8 +11,12 @@ import pytest
 from PIL import Image
 
 from experiments import exact, neighbours, papers
-from experiments.devices import memory
+from experiments.devices import losses, memory
 from experiments.samplers import analytic
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = ("recognition", "captioning", "contrastive", "diffusion")  # as README.md has them
 
 
 @pytest.fixture
@@ -68,6 +72,26 @@ def test_samplers_have_their_orders_as_recorded():
         assert {name: analytic.slope(errors) for name, errors in found.items()} == pytest.approx(
             orders, abs=0.1
         )
+
+
+def test_losses_of_devices_are_as_recorded():
+    """And within the bounds that the slow tests hold."""
+    folder = Path(losses.__file__).parent
+    record = json.loads((folder / "losses.json").read_text())
+    assert losses.table(record) in (folder / "README.md").read_text()
+    ways = {f"pmap {n}" for n in (2, 4, 8)} | {"jit 8", "fsdp 8"}
+    ways |= {f"{way}, {n} processes" for way in ("pmap", "jit", "fsdp") for n in (2, 4)}
+    for steps, bound in ((30, 1e-5), (100, 1e-3)):
+        for found in losses.differences(record, steps).values():
+            assert set(found) == ways and max(found.values()) <= bound
+    readme = (ROOT / "README.md").read_text()
+    for name, several in (("2, 4 and 8 devices", False), ("2 and 4 processes", True)):
+        worst = [
+            max(far for way, far in found.items() if ("processes" in way) == several)
+            for found in (losses.differences(record, 100)[task] for task in TASKS)
+        ]
+        assert f"| {name} | {' | '.join(f'{far:.0e}' for far in worst)} |" in readme
+    assert max(record["gradient"].values()) <= 1e-5 and set(record["gradient"]) == set(losses.TASKS)
 
 
 def test_memory_of_devices_is_as_recorded():
