@@ -14,7 +14,6 @@ from experiments import exact, neighbours, papers
 from experiments.devices import losses, memory
 from experiments.samplers import analytic
 
-
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("recognition", "captioning", "contrastive", "diffusion")  # as README.md has them
 
