@@ -118,3 +118,21 @@ def test_the_processor_is_named_with_its_widest_vectors(tmp_path):
     file.write_text("processor\t: 0\nFeatures\t: fp asimd\n\n")
     assert provenance.cpu_kind(file) == f"{platform.machine()}, asimd"
     assert provenance.cpu_kind(tmp_path / "none")
+
+
+def test_a_run_that_measures_nothing_has_results_all_the_same(tmp_path):
+    """They say that it is over."""
+    run = folder.create(str(tmp_path / "run"), "diffusion")
+    assert records.write_results(run, {}) == json.loads(run.results.read_text()) == {}
+    assert not run.examples.exists()
+
+
+def test_another_evaluation_replaces_a_splits_examples_with_its_results(tmp_path):
+    run = folder.create(str(tmp_path / "run"), "diffusion")
+    records.write_results(run, {"test/a": 0.5, "validation/a": 1.0}, {"test/a": {0: 0, 1: 1}})
+    records.write_results(run, {"test/a": 1.0}, {"test/a": {1: 1.0}}, keep_other_splits=True)
+    assert json.loads(run.results.read_text()) == {"test/a": 1.0, "validation/a": 1.0}
+    assert json.loads(run.examples.read_text()) == {"test/a": {"1": 1.0}}
+    records.write_results(run, {"test/b": 2.0}, keep_other_splits=True)
+    assert json.loads(run.results.read_text()) == {"test/b": 2.0, "validation/a": 1.0}
+    assert json.loads(run.examples.read_text()) == {}

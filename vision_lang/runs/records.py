@@ -74,9 +74,11 @@ def write_results(
     def merge(path: epath.Path, new: dict[str, Any]) -> dict[str, Any]:
         old = json.loads(path.read_text()) if keep_other_splits and path.exists() else {}
         kept = {name: value for name, value in old.items() if name.partition("/")[0] not in splits}
-        if merged := kept | new:
-            files.write_json(path, merged)
-        return merged
+        return kept | new
 
-    merge(run.examples, dict(examples or {}))
-    return merge(run.results, {n: manifest.finite_or_text(v) for n, v in results.items()})
+    each = merge(run.examples, dict(examples or {}))
+    if each or run.examples.exists():  # none of an evaluation before
+        files.write_json(run.examples, each)
+    merged = merge(run.results, {n: manifest.finite_or_text(v) for n, v in results.items()})
+    files.write_json(run.results, merged)
+    return merged
