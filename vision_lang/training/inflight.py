@@ -79,6 +79,7 @@ class InFlight:
             return
         self._saved.wait()  # what is being saved is good as well
         latest = self._saved.latest()
+        processes.wait("told of the last good step")  # or one that ends would end the others there
         good = "there is none" if latest is None else f"the last good checkpoint is step {latest}"
         more = len(names) - NAMES_SHOWN
         raise InputError(
