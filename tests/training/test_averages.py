@@ -140,7 +140,7 @@ def test_wrong_specs(stored_run, spec, sentence):
 
 
 def test_wrong_weights():
-    with pytest.raises(InputError, match="Weights 'emma': ema, raw or std=S is wanted"):
+    with pytest.raises(InputError, match="--weights=emma: ema, raw or std=S is wanted"):
         stored.spec("run", "emma")
 
 

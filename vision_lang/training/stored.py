@@ -127,7 +127,7 @@ def spec(path: str, weights: str) -> str:
       InputError: there are no weights of that name.
     """
     if weights and not WHICH.fullmatch(weights):
-        raise InputError(f"Weights '{weights}': ema, raw or std=S is wanted, such as std=0.1.")
+        raise InputError(f"--weights={weights}: ema, raw or std=S is wanted, such as std=0.1.")
     return f"{path}:{weights}" if weights else path
 
 
