@@ -24,7 +24,7 @@ VARIANTS = {
     "diffusion": (
         "", "tiny", "tiny,condition=label", "data=folder", "data=fashion_mnist,condition=label",
         "size=sd15", "size=sd21", "data=coco_captions,size=sd15", "autoencoder=small",
-        "text=t5_v1_1_small", "size=sd15,text=t5_v1_1_xxl",
+        "text=t5_v1_1_small", "size=sd15,text=t5_v1_1_xxl", "averages=post_hoc",
     ),
     "recognition": ("", "tiny", "data=folder", "data=fashion_mnist,size=5", "size=16"),
     "verification": ("", "tiny", "data=folder,margin=cosface"),
@@ -52,6 +52,7 @@ COMMANDS = (
     "search",
     "convert",
     "export",
+    "archive",
 )
 
 
