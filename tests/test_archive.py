@@ -158,7 +158,7 @@ def test_an_unfinished_run_has_a_record_alone(run, command):
     assert not epath.Path("a.zip").exists()
     assert command(archive.main, "--run=run", "--out=a.json").code == 0
     record = record_lib.read("a.json")
-    assert not record.finished and record.metrics[-1]["step"] == 20
+    assert not record.final and record.metrics[-1]["step"] == 20
 
 
 def test_a_record_that_is_none_is_refused(run):

@@ -39,4 +39,4 @@ def test_a_record_is_its_run(recogniser, tmp_path):
     other = {"config": 0, "starts": 0, "place": 0}
     assert vars(again) | other == vars(told) | other
     assert again.config.to_json() == told.config.to_json()
-    assert again.finished and again.seconds == told.seconds != 0
+    assert again.final and again.seconds == told.seconds != 0

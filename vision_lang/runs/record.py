@@ -51,10 +51,6 @@ class Record:
     place: str = dataclasses.field(default="", compare=False)
 
     @property
-    def finished(self) -> bool:
-        return bool(self.final)
-
-    @property
     def seconds(self) -> float | None:
         """How long its loops took, all starts together; None where a start has not told, as one
         that was killed cannot."""

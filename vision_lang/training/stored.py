@@ -59,12 +59,11 @@ def read_weights(
 
 def _averages(
     run: folder_lib.RunFolder, names: Iterable[str], what: str, step: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`params` or `count` of averages by name, and what belongs to a step beside its trained
-    parameters."""
+) -> dict[str, Any]:
+    """`params` or `count` of averages, by name."""
     paths = {name: f"ema/{name}/{what}" for name in names}
-    _, parts = checkpoint.restore_part(run.checkpoints, paths.values(), step, optional=OTHERS)
-    return {name: parts[path] for name, path in paths.items()}, parts
+    _, parts = checkpoint.restore_part(run.checkpoints, paths.values(), step)
+    return {name: parts[path] for name, path in paths.items()}
 
 
 def _whole(
@@ -93,15 +92,14 @@ def _post_hoc(
         steps = [s for s in saved.steps() if step is None or s <= step]
     if not steps or step not in (None, steps[-1]):
         raise InputError(f"'{run.root}' has no good checkpoint of step {step}.")
-    counts = [_averages(run, specs, "count", s)[0] for s in steps]
+    counts = [_averages(run, specs, "count", s) for s in steps]
     had = [Stored(int(n), specs[name]) for found in counts for name, n in found.items()]
     factors, error = averages.mixture(had, Stored(had[-1].updates, _number(std)))
     left = iter(factors)
     total: dict[str, Any] = {}
     types: dict[str, Any] = {}
     for s in steps:
-        found, parts = _averages(run, specs, "params", s)
-        for params in found.values():
+        for params in _averages(run, specs, "params", s).values():
             factor = next(left)
             for path, leaf in flat(params).items():
                 total[path] = total.get(path, 0.0) + factor * leaf.astype(np.float64)
@@ -110,7 +108,8 @@ def _post_hoc(
     detail = f"std={std} of {len(had)} averages, its profile to {error:.1%}"
     if error > FAR:
         detail += ": keep more checkpoints (config.keep_period) for a nearer one"
-    return steps[-1], _whole(run, trained, parts), detail
+    last, others = checkpoint.restore_part(run.checkpoints, [], steps[-1], optional=OTHERS)
+    return last, _whole(run, trained, others), detail
 
 
 def _number(text: str) -> float:
